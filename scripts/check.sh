@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# What can be judged without running anything: formatting, lints, both feature sets.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo fmt --check
+cargo clippy --all-targets -- -D warnings
+cargo clippy --all-targets --no-default-features -- -D warnings

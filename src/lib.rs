@@ -1,0 +1,14 @@
+//! haul moves a running server, or a disk image, into the cloud.
+//!
+//! The modules follow the data's path, top to bottom; a module uses only those above it (`tests/layering.rs`).
+//! docs/architecture.md draws the picture.
+
+pub mod error;
+pub mod unit;
+
+pub mod monitor;
+
+pub mod io;
+
+#[cfg(feature = "net")]
+pub mod net;
