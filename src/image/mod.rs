@@ -1,0 +1,3 @@
+//! Disk images: what a file holds as a virtual disk.
+
+pub mod qcow2;
