@@ -280,6 +280,16 @@ impl Header {
         Ok(())
     }
 
+    /// The encryption method's name, if the image is encrypted.
+    pub fn encryption(&self) -> Option<String> {
+        match self.crypt_method {
+            0 => None,
+            1 => Some("AES".into()),
+            2 => Some("LUKS".into()),
+            n => Some(format!("unknown, number {n}")),
+        }
+    }
+
     /// Why an image with this header must not be read, if it must not; `extensions` may name unknown features.
     pub fn refusal(&self, image: &str, extensions: &Extensions) -> Option<Error> {
         let refuse = |id, why: String, remedy: &str| {
@@ -297,12 +307,7 @@ impl Header {
             let remedy = "repair a copy of it with `qemu-img check -r all`, then check what was repaired";
             return refuse("qcow2.corrupt", why, remedy);
         }
-        let cipher = match self.crypt_method {
-            0 => return None,
-            1 => "AES".into(),
-            2 => "LUKS".into(),
-            n => format!("unknown, number {n}"),
-        };
+        let cipher = self.encryption()?;
         let why = format!("it is encrypted ({cipher}; field `crypt_method`, header offset 32)");
         let remedy = "decrypt it with `qemu-img convert` and its secret first";
         refuse("qcow2.encrypted", why, remedy)
@@ -471,7 +476,8 @@ mod tests {
 
     #[test]
     fn each_bad_field_is_named_with_its_offset() {
-        let cases: [(fn(&mut Header), &str, u64); 10] = [
+        type Damage = fn(&mut Header);
+        let cases: [(Damage, &str, u64); 10] = [
             (|h| h.version = 4, "version", 4),
             (|h| h.cluster_bits = 22, "cluster_bits", 20),
             (|h| h.virtual_size = u64::MAX, "size", 24),

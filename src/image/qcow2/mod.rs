@@ -1,4 +1,10 @@
 //! qcow2, versions 2 and 3, as QEMU's docs/interop/qcow2.txt defines it.
 
 pub mod header;
+mod metadata;
+mod reader;
 pub mod table;
+mod unpack;
+
+pub use metadata::{Info, Metadata, Snapshot};
+pub use reader::Reader;
