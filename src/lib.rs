@@ -10,5 +10,7 @@ pub mod monitor;
 
 pub mod io;
 
+pub mod host;
+
 #[cfg(feature = "net")]
 pub mod net;
