@@ -5,12 +5,9 @@
 
 pub mod error;
 pub mod unit;
-
 pub mod monitor;
-
 pub mod io;
-
+pub mod host;
 pub mod image;
-
 #[cfg(feature = "net")]
 pub mod net;
