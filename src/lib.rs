@@ -10,5 +10,9 @@ pub mod monitor;
 
 pub mod io;
 
+pub mod guest;
+pub mod host;
+pub mod image;
+
 #[cfg(feature = "net")]
 pub mod net;

@@ -1,0 +1,3 @@
+//! Disk images, and the copy-on-write overlay over any of them.
+
+pub mod overlay;
