@@ -11,3 +11,4 @@ pub mod host;
 pub mod image;
 #[cfg(feature = "net")]
 pub mod net;
+pub mod guest;

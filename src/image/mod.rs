@@ -5,6 +5,7 @@
 mod cache;
 pub mod compare;
 pub mod gate;
+pub mod overlay;
 pub mod qcow2;
 
 use std::fmt;
