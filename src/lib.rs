@@ -9,6 +9,13 @@ pub mod monitor;
 pub mod io;
 pub mod host;
 pub mod image;
+pub mod layout;
+pub mod manifest;
 #[cfg(feature = "net")]
 pub mod net;
+pub mod source;
+pub mod sink;
+pub mod pipeline;
 pub mod guest;
+pub mod job;
+pub mod cli;

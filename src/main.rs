@@ -1,5 +1,5 @@
-//! The `haul` command.
+//! The `haul` command: parse, run, print the error once, exit with its code.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    haul::cli::main()
 }

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod gate;
 pub mod overlay;
 pub mod qcow2;
+pub mod raw;
 
 use std::fmt;
 use std::path::Path;
@@ -19,8 +20,8 @@ use crate::io::{DiskFile, ReadAt};
 pub use compare::{Comparison, compare};
 pub use gate::Gate;
 
-/// An image format haul reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+/// An image format haul reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// The virtual disk's bytes as they are.
@@ -142,4 +143,16 @@ fn open_chain(file: Arc<dyn ReadAt>, format: Option<Format>, gate: &mut Gate) ->
     };
     let disk = Arc::new(qcow2::Reader::new(file, &metadata, data, backing)?);
     Ok(Image { disk, format, info })
+}
+
+/// How a written image compresses its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compress {
+    /// Not at all.
+    None,
+    /// Deflate: every reader understands it.
+    Zlib,
+    /// Zstandard: faster, but importers and QEMU before 5.1 refuse it.
+    Zstd,
 }
