@@ -10,5 +10,7 @@ pub mod monitor;
 
 pub mod io;
 
+pub mod layout;
+
 #[cfg(feature = "net")]
 pub mod net;
