@@ -26,11 +26,6 @@ impl Output {
         Output { json, quiet, events: Cell::new(false), warned: Arc::default() }
     }
 
-    /// Whether JSON was asked for.
-    pub fn is_json(&self) -> bool {
-        self.json
-    }
-
     /// The progress monitor of a long piece of work.
     pub fn progress(&self) -> Progress {
         self.events.set(self.json);

@@ -400,15 +400,9 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         prop_oneof![
-            (
-                any::<u64>(),
-                any::<u64>(),
-                digests(),
-                prop::option::of(digests()),
-                prop::collection::vec(cell(), 0..40)
-            )
-                .prop_map(|(start, end, digests, before, cells)| {
-                    Record::Batch(BatchRecord { start, end, digests, before, cells })
+            (any::<[u64; 3]>(), digests(), prop::option::of(digests()), prop::collection::vec(cell(), 0..40))
+                .prop_map(|([start, end, position], digests, before, cells)| {
+                    Record::Batch(BatchRecord { start, end, position, digests, before, cells })
                 }),
             any::<u64>().prop_map(|position| Record::Synced { position }),
             "[a-zA-Z0-9~]{0,60}".prop_map(|id| Record::Upload { id }),

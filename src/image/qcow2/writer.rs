@@ -57,7 +57,7 @@ impl Writer {
         }
         let size = size.next_multiple_of(512);
         let windows = size.div_ceil(L2_ENTRIES * CLUSTER);
-        let l1_clusters = (windows * 8).div_ceil(CLUSTER).max(1);
+        let l1_clusters = (windows * 8).div_ceil(CLUSTER);
         // No more host clusters than: every data cluster, one alignment for each batch that mixes compressed and
         // plain clusters (a batch has 32 clusters or more), an L2 table and its alignment for each window.
         let data = size.div_ceil(CLUSTER);
@@ -198,7 +198,7 @@ fn big_endian(entries: &[u64]) -> Vec<u8> {
 
 impl Encoder for Writer {
     fn front_len(&self) -> u64 {
-        let l1_clusters = (self.l1.len() as u64 * 8).div_ceil(CLUSTER).max(1);
+        let l1_clusters = (self.l1.len() as u64 * 8).div_ceil(CLUSTER);
         (1 + self.reftable_clusters + l1_clusters) * CLUSTER
     }
 
