@@ -35,14 +35,14 @@ fn assert_reads(disk: &dyn ReadAt, expected: &[u8]) -> ExtentMap {
         let from = usize::try_from(at).unwrap();
         assert!(buf == expected[from..from + len], "{len} bytes at {at} differ");
     };
-    for step in [MIB, 65_536, 3 * MIB + 12_345] {
+    for step in [65_536, 3 * MIB + 12_345] {
         (0..expected.len()).step_by(step).for_each(|at| read(at as u64, step.min(expected.len() - at)));
     }
     std::thread::scope(|scope| {
         for thread in 0..3 {
             let mut random = Random(thread);
             scope.spawn(move || {
-                for _ in 0..if size == 0 { 0 } else { 400 } {
+                for _ in 0..if size == 0 { 0 } else { 150 } {
                     let at = random.below(size);
                     let longest = [700, 70_000, 700_000][usize::try_from(random.below(3)).unwrap()];
                     let len = random.below(longest);
@@ -77,25 +77,25 @@ fn live(bytes: &[u8], cluster: usize) -> u64 {
 #[test]
 fn every_kind_of_image_qemu_writes_reads_as_its_source() {
     let bench = Bench::new(101 * MIB + 512, 11);
-    let small = Bench::new(5 * MIB + 512, 12);
+    let small = Bench::new(9 * MIB + 512, 12);
     let cases = [
         (&bench, "compat=0.10", false, 65_536),
         (&bench, "compat=1.1", false, 65_536),
-        (&bench, "compat=0.10", true, 65_536),
+        (&small, "compat=0.10", true, 65_536),
         (&bench, "compat=1.1", true, 65_536),
         (&bench, "compression_type=zstd", true, 65_536),
         (&bench, "cluster_size=2M", false, 2 * MIB),
         (&bench, "cluster_size=2M", true, 2 * MIB),
         (&bench, "cluster_size=2M,compression_type=zstd", true, 2 * MIB),
         (&bench, "cluster_size=4k", false, 4096),
-        (&bench, "cluster_size=4k", true, 4096),
-        (&bench, "cluster_size=4k,compression_type=zstd", true, 4096),
+        (&small, "cluster_size=4k", true, 4096),
+        (&small, "cluster_size=4k,compression_type=zstd", true, 4096),
         (&bench, "extended_l2=on", false, 65_536),
-        (&bench, "extended_l2=on,cluster_size=16k", false, 16_384),
-        (&bench, "extended_l2=on,cluster_size=2M", true, 2 * MIB),
+        (&small, "extended_l2=on,cluster_size=16k", false, 16_384),
+        (&small, "extended_l2=on,cluster_size=2M", true, 2 * MIB),
         (&bench, "extended_l2=on,compression_type=zstd", true, 65_536),
-        (&bench, "refcount_bits=1", false, 65_536),
-        (&bench, "refcount_bits=64,lazy_refcounts=on", false, 65_536),
+        (&small, "refcount_bits=1", false, 65_536),
+        (&small, "refcount_bits=64,lazy_refcounts=on", false, 65_536),
         (&small, "cluster_size=512,compat=0.10", false, 512),
         (&small, "cluster_size=512", true, 512),
         (&small, "cluster_size=512,compression_type=zstd", true, 512),
@@ -111,7 +111,8 @@ fn every_kind_of_image_qemu_writes_reads_as_its_source() {
         // qemu-img looks for zeroes in pieces of 4 KiB.
         let live = live(&bench.bytes, cluster.max(4096));
         assert!(data.bytes() <= live, "{} bytes called data, {live} live", data.bytes());
-        if !options.contains("zstd") && !options.contains("extended_l2") {
+        // qcow2-rs overflows on clusters of 512 bytes too.
+        if !options.contains("zstd") && !options.contains("extended_l2") && cluster > 512 {
             let disk = &image.disk;
             let mut ours = vec![0; usize::try_from(qcow2_rs::PIECE).unwrap()];
             let size = qcow2_rs::read_all(&path, |at, theirs| {

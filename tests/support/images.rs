@@ -49,7 +49,8 @@ pub fn contents(size: usize, seed: u64) -> Vec<u8> {
     let mut at = 0;
     while at < size {
         let longest = [600, 9_000, 200_000, 3_000_000][usize::try_from(random.below(4)).unwrap()];
-        let len = usize::try_from(random.below(longest) + 1).unwrap().min(size - at);
+        // No run may fill a small disk.
+        let len = usize::try_from(random.below(longest) + 1).unwrap().min(size / 8 + 1).min(size - at);
         let run = &mut disk[at..at + len];
         match random.below(4) {
             0 => random.fill(run),

@@ -1,5 +1,6 @@
 //! qcow2 images read by the crate `qcow2-rs`: a judge that shares no code with haul's reader and writer.
-//! It knows neither zstd nor extended L2 entries, refuses dirty images, and opens backing files unasked.
+//! It knows neither zstd nor extended L2 entries nor clusters of 512 bytes, refuses dirty images, and opens backing
+//! files unasked.
 
 use std::future::Future;
 use std::path::Path;
