@@ -12,5 +12,7 @@ pub mod io;
 
 pub mod host;
 
+pub mod boot;
+
 #[cfg(feature = "net")]
 pub mod net;

@@ -124,7 +124,7 @@ impl Finished {
 }
 
 /// The last lines of `bytes` on one line, without control characters.
-fn tail(bytes: &[u8]) -> String {
+pub fn tail(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(2048)..]).into_owned();
     let mut lines: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(5).collect();
     lines.reverse();
@@ -159,8 +159,8 @@ pub fn run(command: &mut Command, timeout: Duration) -> Result<Finished> {
     loop {
         // First the end, then the pipes: what is written before the end is in them by then.
         let ended = child.try_wait();
-        drain(&mut stdout, &mut out).map_err(capture)?;
-        drain(&mut stderr, &mut messages).map_err(capture)?;
+        drain(&mut stdout, &mut out, MAX_OUTPUT).map_err(capture)?;
+        drain(&mut stderr, &mut messages, MAX_OUTPUT).map_err(capture)?;
         if let Some(status) = ended {
             return Ok(Finished { command: shown, status, stdout: out, stderr: messages });
         }
@@ -203,8 +203,9 @@ pub fn wait_readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> std::io::Resu
     Ok(polled.iter().map(|fd| fd.any().unwrap_or(false)).collect())
 }
 
-/// Reads what `pipe` holds into `kept`, and forgets the pipe at its end.
-fn drain(pipe: &mut Option<impl Read>, kept: &mut Vec<u8>) -> std::io::Result<()> {
+/// Reads what the non-blocking `pipe` holds, keeps the first `limit` bytes of all of it in `kept`, and forgets the
+/// pipe at its end.
+pub fn drain(pipe: &mut Option<impl Read>, kept: &mut Vec<u8>, limit: usize) -> std::io::Result<()> {
     let Some(reader) = pipe else { return Ok(()) };
     let mut buffer = [0; 16384];
     loop {
@@ -214,7 +215,7 @@ fn drain(pipe: &mut Option<impl Read>, kept: &mut Vec<u8>) -> std::io::Result<()
                 return Ok(());
             }
             Ok(n) => {
-                let room = MAX_OUTPUT.saturating_sub(kept.len());
+                let room = limit.saturating_sub(kept.len());
                 kept.extend_from_slice(&buffer[..n.min(room)]);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
