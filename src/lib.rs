@@ -16,6 +16,7 @@ pub mod net;
 pub mod source;
 pub mod sink;
 pub mod pipeline;
+pub mod boot;
 pub mod guest;
 pub mod job;
 pub mod cli;
