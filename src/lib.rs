@@ -12,3 +12,9 @@ pub mod io;
 
 #[cfg(feature = "net")]
 pub mod net;
+
+#[cfg(feature = "net")]
+pub mod store;
+
+#[cfg(feature = "net")]
+pub mod lab;
