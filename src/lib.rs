@@ -13,10 +13,14 @@ pub mod layout;
 pub mod manifest;
 #[cfg(feature = "net")]
 pub mod net;
+#[cfg(feature = "net")]
+pub mod store;
 pub mod source;
 pub mod sink;
 pub mod pipeline;
 pub mod boot;
 pub mod guest;
 pub mod job;
+#[cfg(feature = "net")]
+pub mod lab;
 pub mod cli;
