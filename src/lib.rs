@@ -16,3 +16,9 @@ pub mod boot;
 
 #[cfg(feature = "net")]
 pub mod net;
+
+#[cfg(feature = "net")]
+pub mod cloud;
+
+#[cfg(feature = "net")]
+pub mod lab;

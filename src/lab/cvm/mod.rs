@@ -1,0 +1,1 @@
+//! CVM's image and instance actions.

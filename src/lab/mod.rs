@@ -1,0 +1,3 @@
+//! The embedded cloud on loopback: real signature checks, an importer that judges, instances in QEMU.
+
+pub mod cvm;
