@@ -163,6 +163,8 @@ impl Client {
     pub fn new(settings: Settings, credentials: Credentials, clock: Arc<dyn Clock>) -> Result<Self> {
         let mut builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
+            // Whether to send again is decided here, by what the call does.
+            .retry(reqwest::retry::never())
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT);
         if settings.endpoint.is_loopback() {
