@@ -1,7 +1,7 @@
 //! The lab's CVM: its importer, its instances and its signature checks, judged by the official SDK too.
 
 #![cfg(feature = "net")]
-#![allow(clippy::unwrap_used, reason = "a test: a failure is the finding")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test: a failure is the finding")]
 
 mod support;
 
@@ -15,15 +15,15 @@ use haul::monitor::Tally;
 use haul::unit::Secret;
 
 use support::disk::{self, Server};
-use support::{Lab, OneObject, WAITING, fresh, links, request};
+use support::{Lab, OneObject, WAITING, request, start};
 
 /// Imports the file through the whole flow; the lab's code when that fails.
 fn outcome(lab: &Lab, name: &str, object: &Path, force: bool) -> Option<String> {
     let store = OneObject::serve(object);
-    let (cvm, mut made) = (lab.cvm(), 0);
+    let cvm = lab.cvm();
     let mut request = request(name);
     request.force = force;
-    let id = import::start(&cvm, &request, WAITING, fresh(&mut links(&store, &mut made))).unwrap();
+    let id = start(&cvm, &request, &store).unwrap();
     let before = lab.codes().len();
     match import::wait(&cvm, &id, WAITING, &Tally::default()) {
         Ok(image) => {
@@ -156,8 +156,8 @@ fn a_gpt_is_taken_by_the_public_edition_only() {
         haul::cloud::tencent::Edition::Tce,
         support::TestClock::right(),
     );
-    let (store, mut made) = (OneObject::serve(&raw), 0);
-    let id = import::start(&tce, &request("gpt"), WAITING, fresh(&mut links(&store, &mut made))).unwrap();
+    let store = OneObject::serve(&raw);
+    let id = start(&tce, &request("gpt"), &store).unwrap();
     import::wait(&tce, &id, WAITING, &Tally::default()).unwrap_err();
     assert_eq!(private.codes(), ["PartitionNotPresent"]);
 }
@@ -177,10 +177,10 @@ fn in_state(cvm: &Cvm, id: &str, state: &str) -> Instance {
 fn an_instance_runs_its_image_with_a_config_drive_until_it_is_terminated() {
     let (lab, folder) = (Lab::start(|_| {}), tempfile::tempdir().unwrap());
     let store = OneObject::serve(&disk::raw(folder.path(), Server::WHOLE));
-    let (cvm, mut made) = (lab.cvm(), 0);
+    let cvm = lab.cvm();
     let mut asked = request("server");
     asked.boot_mode = BootMode::Uefi;
-    let image_id = import::start(&cvm, &asked, WAITING, fresh(&mut links(&store, &mut made))).unwrap();
+    let image_id = start(&cvm, &asked, &store).unwrap();
     import::wait(&cvm, &image_id, WAITING, &Tally::default()).unwrap();
     let run = RunRequest {
         image_id: image_id.clone(),

@@ -6,14 +6,14 @@
 pub mod disk;
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use haul::cloud::tencent::cvm::{Architecture, BootMode, ImportRequest, OsChoice};
-use haul::cloud::tencent::import::{FreshUrl, Waiting};
+use haul::cloud::tencent::import::{self, Waiting};
 use haul::cloud::tencent::sign::Method;
 use haul::cloud::tencent::{Client, Cvm, Edition, Endpoint, Settings};
 use haul::cloud::{Clock, Credentials, SystemClock};
@@ -152,25 +152,23 @@ pub fn request(name: &str) -> ImportRequest {
 pub const WAITING: Waiting =
     Waiting { interval: Duration::from_millis(50), timeout: Duration::from_secs(600) };
 
-/// Links of a store, counted.
-pub fn links<'a>(store: &'a OneObject, made: &'a mut usize) -> impl FnMut() -> Result<Secret<String>> + 'a {
-    move || {
-        *made += 1;
-        Ok(Secret::new(format!("{}?signature={made}", store.url)))
-    }
+/// Starts an import of the store's object.
+pub fn start(cvm: &Cvm, request: &ImportRequest, store: &OneObject) -> Result<String> {
+    import::start(cvm, request, WAITING, &mut || Ok(store.link()))
 }
 
-/// `url` as the import flow takes it.
-pub fn fresh(url: &mut impl FnMut() -> Result<Secret<String>>) -> FreshUrl<'_> {
-    url
+/// Rehearses an import of the store's object.
+pub fn rehearse(cvm: &Cvm, request: &ImportRequest, store: &OneObject) -> Result<()> {
+    import::rehearse(cvm, request, &mut || Ok(store.link()))
 }
 
 /// A store of one object, which counts how it is asked for it.
 pub struct OneObject {
     pub url: String,
-    pub addr: SocketAddr,
     /// GETs so far.
     pub gets: Arc<AtomicUsize>,
+    /// Links made so far.
+    pub links: AtomicUsize,
     /// Requests that were no plain GET of the whole object.
     pub odd: Arc<AtomicUsize>,
 }
@@ -204,7 +202,17 @@ impl OneObject {
                 let _ = std::io::copy(&mut file, &mut out);
             }
         });
-        OneObject { url: format!("http://{addr}/img.qcow2"), addr, gets, odd }
+        OneObject { url: format!("http://{addr}/img.qcow2"), gets, links: AtomicUsize::new(0), odd }
+    }
+
+    /// A link that no other call gives.
+    pub fn link(&self) -> Secret<String> {
+        Secret::new(format!("{}?signature={}", self.url, self.links.fetch_add(1, Ordering::SeqCst)))
+    }
+
+    /// How many links were made, and how many GETs came.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.links.load(Ordering::SeqCst), self.gets.load(Ordering::SeqCst))
     }
 }
 

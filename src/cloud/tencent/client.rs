@@ -217,8 +217,8 @@ impl Client {
     /// say.
     pub fn skew(&self) -> Result<Option<Skew>> {
         let get = self.http.get(self.settings.endpoint.to_string());
-        let answer =
-            net::block_on(get.send())?.map_err(|error| self.unreachable("the endpoint check", error))?;
+        let answer = net::block_on(async { get.send().await })?
+            .map_err(|error| self.unreachable("the endpoint check", error))?;
         Ok(self.skew_of(answer.headers()))
     }
 
