@@ -20,6 +20,8 @@ pub mod sink;
 pub mod pipeline;
 pub mod boot;
 pub mod guest;
+#[cfg(feature = "net")]
+pub mod cloud;
 pub mod job;
 #[cfg(feature = "net")]
 pub mod lab;

@@ -1,3 +1,4 @@
-//! The embedded cloud: simulators that judge clients as the real services do, on loopback only.
+//! The embedded cloud on loopback: simulators that judge clients as the real services do.
 
+pub mod cvm;
 pub mod s3;
