@@ -129,29 +129,29 @@ fn operation(request: &Request<Incoming>, place: &Place, query: &Query) -> &'sta
         return "ListBuckets";
     }
     if place.key.is_empty() {
-        return match method {
-            &Method::GET if has("uploads") => "ListMultipartUploads",
-            &Method::GET => "ListObjects",
-            &Method::POST if has("delete") => "DeleteObjects",
-            &Method::PUT => "CreateBucket",
-            &Method::HEAD => "HeadBucket",
+        return match *method {
+            Method::GET if has("uploads") => "ListMultipartUploads",
+            Method::GET => "ListObjects",
+            Method::POST if has("delete") => "DeleteObjects",
+            Method::PUT => "CreateBucket",
+            Method::HEAD => "HeadBucket",
             _ => "Other",
         };
     }
-    match method {
-        &Method::PUT if has("partNumber") && request.headers().contains_key("x-amz-copy-source") => {
+    match *method {
+        Method::PUT if has("partNumber") && request.headers().contains_key("x-amz-copy-source") => {
             "UploadPartCopy"
         }
-        &Method::PUT if has("partNumber") => "UploadPart",
-        &Method::PUT if has("acl") => "PutObjectAcl",
-        &Method::PUT => "PutObject",
-        &Method::POST if has("uploads") => "CreateMultipartUpload",
-        &Method::POST if has("uploadId") => "CompleteMultipartUpload",
-        &Method::DELETE if has("uploadId") => "AbortMultipartUpload",
-        &Method::DELETE => "DeleteObject",
-        &Method::GET if has("uploadId") => "ListParts",
-        &Method::GET => "GetObject",
-        &Method::HEAD => "HeadObject",
+        Method::PUT if has("partNumber") => "UploadPart",
+        Method::PUT if has("acl") => "PutObjectAcl",
+        Method::PUT => "PutObject",
+        Method::POST if has("uploads") => "CreateMultipartUpload",
+        Method::POST if has("uploadId") => "CompleteMultipartUpload",
+        Method::DELETE if has("uploadId") => "AbortMultipartUpload",
+        Method::DELETE => "DeleteObject",
+        Method::GET if has("uploadId") => "ListParts",
+        Method::GET => "GetObject",
+        Method::HEAD => "HeadObject",
         _ => "Other",
     }
 }
