@@ -11,6 +11,7 @@ use super::Lab;
 use super::hypervisor::Machine;
 use super::judge::{Code, Judge, Passed, Rules, SIZE_LIMIT, Verdict};
 use super::world::ImageState;
+use crate::boot::config_drive::ConfigDrive;
 use crate::cloud::tencent::Edition;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ fn judge_and_boot(lab: &Lab, id: &str, force: bool) -> Result<Passed, Verdict> {
             id: id.to_owned(),
             disk: passed.raw.clone(),
             uefi,
-            config_drive: None,
+            config_drive: ConfigDrive { instance_id: id.to_owned(), ..ConfigDrive::default() },
             console: folder.join("console.log"),
         };
         hypervisor
