@@ -53,7 +53,6 @@ fn import(options: &[&str]) -> (Run, std::fs::File) {
     let waiting = Waiting { interval: Duration::from_secs(1), timeout: Duration::from_secs(900) };
     let id = import::start(&cvm, &request("server"), waiting, &mut || Ok(store.link())).unwrap();
     let image = import::wait(&cvm, &id, waiting, &Tally::default());
-    println!("{:?}", lab.handle.notifications());
     (Run { lab, image, cvm }, lock)
 }
 
@@ -76,7 +75,6 @@ fn a_server_ready_for_virtio_is_imported_and_runs() {
         let text = String::from_utf8_lossy(&std::fs::read(&console).unwrap_or_default()).into_owned();
         if let Some(line) = text.lines().find(|line| line.contains("HAUL-BEACON up") && line.contains(" END"))
         {
-            println!("{line}");
             assert!(line.contains("root=/dev/vda1") && line.contains("cloud=done"), "{line}");
             assert_eq!(run.cvm.instance(&id).unwrap().unwrap().instance_state, "RUNNING");
             run.cvm.terminate_instances(std::slice::from_ref(&id)).unwrap();
