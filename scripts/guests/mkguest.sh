@@ -1,0 +1,308 @@
+#!/usr/bin/env bash
+# mkguest.sh TREE.tar.zst OUT.raw [key=value…]: a real Debian server as a raw disk, and what it is in OUT.raw.json.
+# As made by default it boots on a SATA/e1000 machine and on no other: no virtio in its initramfs, root=/dev/sda1, its
+# NIC pinned by MAC to a static address. Needs root and loop devices; no partition, device-mapper or vfat support.
+#
+#   size=3G               of the disk                      pt=mbr|gpt         partition table (BIOS either way)
+#   rootref=dev|uuid|label  in fstab and kernel command line  boot=no|yes     /boot on a partition of its own
+#   initramfs=list|most|dep  MODULES= of initramfs-tools   bootfull=PERCENT   fill /boot to this (with boot=yes)
+#   kernels=1|2           expected in the tree             swap=no|yes        partition, with resume from it
+#   cloudinit=yes|no                                       net=mac|dhcp|networkd
+#   payload=MB            random data in /srv/payload.bin  junk=MB            deleted random data, marked by a canary
+set -euo pipefail
+
+# A mount namespace of our own: whatever ends this script also ends its mounts and their loop devices.
+if [ "${HAUL_GUEST_NAMESPACE:-}" != "$PPID" ]; then
+  HAUL_GUEST_NAMESPACE=$$ exec unshare --mount --propagation private --fork --kill-child "$(readlink -f "$0")" "$@"
+fi
+
+here=$(dirname "$(readlink -f "$0")")
+tree=$1 out=$2
+declare -A key=(
+  [size]=3G [pt]=mbr [rootref]=dev [boot]=no [bootfull]=0 [initramfs]=list [kernels]=1 [swap]=no [cloudinit]=yes
+  [net]=mac [payload]=16 [junk]=256
+)
+for option in "${@:3}"; do
+  [[ $option == *=* && -v key[${option%%=*}] ]] || { echo "unknown option $option" >&2; exit 2; }
+  key[${option%%=*}]=${option#*=}
+done
+source_mac=52:54:00:aa:bb:01 source_address=192.168.77.5
+
+work=$(mktemp -d)
+root=$work/root
+part=$out.part
+trap 'umount -R "$root" "$work/files" 2>/dev/null || true; rmdir "$root" "$work/files" "$work"; rm -f "$part"' EXIT
+mkdir "$root" "$work/files"
+mount -t tmpfs -o size=64m,mode=700 tmpfs "$work/files"
+new_uuid() { cat /proc/sys/kernel/random/uuid; }
+
+# --- The disk: its partitions by start and length, in MiB.
+rm -f "$part"
+truncate -s "${key[size]}" "$part"
+end=$(($(stat -c %s "$part") / 1048576 - 1)) # the last MiB is the second GPT's
+at=1 number=0 table=() boot_number= swap_start=
+add() { # LENGTH TYPE [FLAGS]: sets $start
+  number=$((number + 1)) start=$at
+  table+=("start=${at}MiB, size=$1MiB, type=$2${3:+, $3}")
+  at=$((at + $1))
+}
+swap_size=0
+[ "${key[swap]}" = no ] || swap_size=128
+linux=83 swap_type=82
+if [ "${key[pt]}" = gpt ]; then
+  linux=0FC63DAF-8483-4772-8E79-3D69D8477DE4 swap_type=0657FD6D-A4AB-43C4-84E5-0933C84B4F4F
+  add 1 21686148-6449-6E6F-744E-656564454649
+fi
+if [ "${key[boot]}" = yes ]; then
+  boot_size=192
+  add $boot_size $linux
+  boot_number=$number boot_start=$start
+fi
+root_size=$((end - at - (swap_size ? swap_size + 1 : 0)))
+add $root_size $linux "$([ "${key[pt]}" = gpt ] || echo bootable)"
+root_number=$number root_start=$start
+if [ $swap_size != 0 ]; then
+  if [ "${key[pt]}" = mbr ]; then # as Debian's installer does: the first logical partition
+    table+=("start=${at}MiB, size=$((swap_size + 1))MiB, type=5")
+    at=$((at + 1)) number=4
+  fi
+  add $swap_size $swap_type
+  swap_number=$number swap_start=$start
+fi
+[ "${key[pt]}" = gpt ] && label=gpt partmap=gpt || label=dos partmap=msdos
+if [ "${key[pt]}" = mbr ] && [ $swap_size != 0 ]; then
+  table[-1]="$swap_number : ${table[-1]}"
+  for i in "${!table[@]}"; do [[ ${table[i]} == *' : '* ]] || table[i]="$((i + 1)) : ${table[i]}"; done
+fi
+printf '%s\n' "label: $label" "${table[@]}" | sfdisk -q "$part"
+
+# --- File systems, with the features of Debian 12 whatever this machine's defaults are.
+root_uuid=$(new_uuid) boot_uuid=$(new_uuid) swap_uuid=$(new_uuid)
+make_ext4() { # START SIZE UUID LABEL MOUNTPOINT
+  mke2fs -q -F -t ext4 -O 64bit,metadata_csum,^orphan_file,^metadata_csum_seed -U "$3" -L "$4" \
+    -E "offset=$(($1 * 1048576))" "$part" "$(($2 * 1024))k"
+  mkdir -p "$5"
+  mount -t ext4 -o "loop,offset=$(($1 * 1048576)),sizelimit=$(($2 * 1048576))" "$part" "$5"
+}
+make_ext4 $root_start $root_size "$root_uuid" root "$root"
+[ -z "$boot_number" ] || make_ext4 $boot_start $boot_size "$boot_uuid" boot "$root/boot"
+if [ $swap_size != 0 ]; then
+  truncate -s ${swap_size}M "$work/files/swap"
+  chmod 600 "$work/files/swap"
+  mkswap -q -U "$swap_uuid" "$work/files/swap" >/dev/null
+  dd if="$work/files/swap" of="$part" bs=1M count=1 seek=$swap_start conv=notrunc status=none
+fi
+tar --zstd -C "$root" -xpf "$tree" --numeric-owner --exclude='./dev/*'
+mapfile -t kernels < <(ls "$root/lib/modules" | sort -V)
+[ ${#kernels[@]} = "${key[kernels]}" ] || { echo "$tree has kernels ${kernels[*]}, not ${key[kernels]}" >&2; exit 1; }
+
+# --- Deleted data, with the tree already on the disk, so that it lies in free space from now on.
+sync -f "$root"
+canary=HAUL-DELETED-$(new_uuid)
+if [ "${key[junk]}" != 0 ]; then
+  CANARY=$canary perl -e '
+    open my $random, "<", "/dev/urandom" or die; binmode STDOUT;
+    for (1 .. $ARGV[0]) {
+      my $block = ""; while (length $block < 1 << 20) { sysread $random, $block, (1 << 20) - length $block, length $block }
+      substr($block, $_ * 4096, length $ENV{CANARY}) = $ENV{CANARY} for 0 .. 255;
+      print $block or die "$!"
+    }' "${key[junk]}" >"$root/srv/old.dump"
+  sync "$root/srv/old.dump"
+  rm "$root/srv/old.dump"
+fi
+
+# --- A root of its own for the guest's programs.
+mount -t proc proc "$root/proc"
+mount -t sysfs -o ro sysfs "$root/sys"
+mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+for node in null zero full random urandom tty; do
+  touch "$root/dev/$node"
+  mount --bind "/dev/$node" "$root/dev/$node"
+done
+ln -s /proc/self/fd "$root/dev/fd"
+mkdir -p "$root/dev/shm" "$root/dev/pts" "$root/dev/disk/by-uuid"
+in_guest() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"; }
+
+# --- What the server calls its disks.
+device() { echo "/dev/sda$1"; }
+reference() { # NUMBER UUID LABEL
+  case ${key[rootref]} in dev) device "$1" ;; uuid) echo "UUID=$2" ;; label) echo "LABEL=$3" ;; esac
+}
+{
+  echo "$(reference "$root_number" "$root_uuid" root) / ext4 errors=remount-ro 0 1"
+  [ -z "$boot_number" ] || echo "$(reference "$boot_number" "$boot_uuid" boot) /boot ext4 defaults 0 2"
+  [ $swap_size = 0 ] || case ${key[rootref]} in
+    dev) echo "$(device "$swap_number") none swap sw 0 0" ;;
+    *) echo "UUID=$swap_uuid none swap sw 0 0" ;;
+  esac
+} >"$root/etc/fstab"
+
+# --- Who it is.
+echo source-01 >"$root/etc/hostname"
+printf '127.0.0.1 localhost\n127.0.1.1 source-01\n' >"$root/etc/hosts"
+echo "nameserver 192.168.77.1" >"$root/etc/resolv.conf"
+new_uuid | tr -d - >"$root/etc/machine-id"
+rm -f "$root"/etc/ssh/ssh_host_*
+in_guest ssh-keygen -q -A
+root_password=$(new_uuid) ops_password=$(new_uuid)
+in_guest useradd --create-home --shell /bin/bash --uid 1000 ops
+printf 'root:%s\nops:%s\n' "$root_password" "$ops_password" | in_guest chpasswd
+in_guest install -d -m 700 -o ops -g ops /home/ops/.ssh
+in_guest ssh-keygen -q -t ed25519 -N '' -C ops@source-01 -f /home/ops/.ssh/authorized
+in_guest sh -c 'cd /home/ops/.ssh && rm authorized && mv authorized.pub authorized_keys && chmod 600 authorized_keys && chown ops: authorized_keys'
+head -c "${key[payload]}M" /dev/urandom >"$root/srv/payload.bin"
+
+# --- Its network.
+interfaces=$root/etc/network/interfaces
+printf 'source /etc/network/interfaces.d/*\n\nauto lo\niface lo inet loopback\n' >"$interfaces"
+pin() { printf '[Match]\nMACAddress=%s\n\n[%s]\n%s\n' "$source_mac" "$1" "$2"; }
+case ${key[net]} in
+  mac)
+    cat >>"$interfaces" <<N
+
+auto eth0
+iface eth0 inet static
+	hwaddress ether $source_mac
+	address $source_address/24
+	gateway 192.168.77.1
+N
+    pin Link 'Name=eth0' >"$root/etc/systemd/network/10-eth0.link"
+    echo "SUBSYSTEM==\"net\", ACTION==\"add\", ATTR{address}==\"$source_mac\", NAME=\"eth0\"" \
+      >"$root/etc/udev/rules.d/70-persistent-net.rules"
+    ;;
+  dhcp) printf '\nallow-hotplug eth0\niface eth0 inet dhcp\n' >>"$interfaces" ;;
+  networkd)
+    pin Network "$(printf 'Address=%s/24\nGateway=192.168.77.1' "$source_address")" \
+      >"$root/etc/systemd/network/10-lan.network"
+    in_guest systemctl -q enable systemd-networkd
+    ;;
+  *) echo "unknown net=${key[net]}" >&2; exit 2 ;;
+esac
+if [ "${key[cloudinit]}" = no ]; then
+  in_guest dpkg --purge cloud-init >/dev/null 2>&1
+  rm -rf "$root/etc/cloud" "$root/var/lib/cloud"
+fi
+
+# --- The line it prints when it is up.
+install -m 755 "$here/beacon" "$root/usr/local/sbin/beacon"
+cat >"$root/etc/systemd/system/beacon.service" <<'N'
+[Unit]
+Description=Say on the serial console how this server came up
+Wants=network-online.target
+After=network-online.target multi-user.target
+[Service]
+Type=oneshot
+ExecStart=/usr/local/sbin/beacon
+[Install]
+WantedBy=multi-user.target
+N
+in_guest systemctl -q enable beacon
+
+# --- Its initramfs: what a SATA server needs, or whatever it can hold.
+conf=$root/etc/initramfs-tools
+[ $swap_size = 0 ] || case ${key[rootref]} in
+  dev) echo "RESUME=$(device "$swap_number")" ;;
+  *) echo "RESUME=UUID=$swap_uuid" ;;
+esac >"$conf/conf.d/resume"
+case ${key[initramfs]} in
+  list | dep)
+    # `dep` looks at the hardware it runs on, which is not the server's: the image is made by the list of what `dep` finds there.
+    [ "${key[initramfs]}" = dep ] && list=$(cat "$conf/modules") || list=
+    printf 'ahci\nata_piix\nata_generic\nsd_mod\next4\ne1000\n' >>"$conf/modules"
+    sed -i 's/^MODULES=.*/MODULES=list/' "$conf/initramfs.conf"
+    ;;
+  most) ;;
+  *) echo "unknown initramfs=${key[initramfs]}" >&2; exit 2 ;;
+esac
+in_guest update-initramfs -c -k all >"$work/files/log" 2>&1 || { cat "$work/files/log" >&2; exit 1; }
+if [ "${key[initramfs]}" = dep ]; then
+  echo "$list" >"$conf/modules"
+  sed -i 's/^MODULES=.*/MODULES=dep/' "$conf/initramfs.conf"
+fi
+newest=${kernels[-1]}
+prefix=boot/
+ln -sf "${prefix}vmlinuz-$newest" "$root/vmlinuz"
+ln -sf "${prefix}initrd.img-$newest" "$root/initrd.img"
+
+# --- Its boot loader: GRUB's own generator, told by a stand-in for grub-probe what it would find on the server.
+sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT=""/' \
+  -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200 net.ifnames=0"/' "$root/etc/default/grub"
+{
+  echo 'GRUB_TERMINAL=serial'
+  echo 'GRUB_SERIAL_COMMAND="serial --unit=0 --speed=115200"'
+  case ${key[rootref]} in
+    dev) echo 'GRUB_DISABLE_LINUX_UUID=true' ;;
+    label) printf 'GRUB_DEVICE=LABEL=root\nGRUB_DISABLE_LINUX_UUID=true\n' ;;
+    uuid) touch "$root/dev/disk/by-uuid/$root_uuid" ;;
+  esac
+} >>"$root/etc/default/grub"
+boot_on=${boot_number:-$root_number}
+cat >"$work/files/grub-probe" <<P
+#!/bin/sh
+for word; do
+  case \$word in --target=*) target=\${word#*=} ;; esac
+  last=\$word
+done
+[ "\$1" = -t ] && target=\$2
+n=$root_number uuid=$root_uuid
+case \$last in /boot* | $(device "$boot_on")) n=$boot_on uuid=$([ -n "$boot_number" ] && echo "$boot_uuid" || echo "$root_uuid") ;; esac
+case \$target in
+  device) echo /dev/sda\$n ;;
+  fs_uuid) echo \$uuid ;;
+  fs) echo ext2 ;;
+  partmap) echo $partmap ;;
+  drive) echo "(hd0,$partmap\$n)" ;;
+  compatibility_hint) echo "hd0,$partmap\$n" ;;
+  hints_string) echo "--hint-bios=hd0,$partmap\$n --hint-efi=hd0,$partmap\$n --hint-baremetal=ahci0,$partmap\$n" ;;
+esac
+P
+chmod 755 "$work/files/grub-probe"
+mount --bind "$work/files/grub-probe" "$root/usr/sbin/grub-probe"
+mkdir -p "$root/boot/grub/i386-pc"
+in_guest grub-mkconfig -o /boot/grub/grub.cfg 2>"$work/files/log" || { cat "$work/files/log" >&2; exit 1; }
+umount "$root/usr/sbin/grub-probe"
+cp "$root"/usr/lib/grub/i386-pc/*.{mod,lst,img} "$root/boot/grub/i386-pc/"
+[ -n "$boot_number" ] && grub_path=/grub || grub_path=/boot/grub
+in_guest grub-mkimage -O i386-pc -p "(,$partmap$boot_on)$grub_path" -o /boot/grub/i386-pc/core.img \
+  biosdisk part_msdos part_gpt ext2
+little_endian() { # NUMBER: eight bytes
+  local i
+  for i in 0 8 16 24 32 40 48 56; do printf "\\x$(printf %02x $((($1 >> i) & 255)))"; done
+}
+cp "$root/usr/lib/grub/i386-pc/boot.img" "$work/files/boot.img"
+cp "$root/boot/grub/i386-pc/core.img" "$work/files/core.img"
+core_at=1
+if [ "${key[pt]}" = gpt ]; then # the core lies in the BIOS boot partition: where it starts, and where it goes on
+  core_at=2048
+  little_endian $core_at | dd of="$work/files/boot.img" bs=1 seek=92 conv=notrunc status=none
+  little_endian $((core_at + 1)) | dd of="$work/files/core.img" bs=1 seek=500 conv=notrunc status=none
+fi
+
+# --- A nearly full /boot, like after years of kernel updates.
+if [ "${key[bootfull]}" != 0 ]; then
+  [ -n "$boot_number" ] || { echo "bootfull needs boot=yes" >&2; exit 2; }
+  sync -f "$root/boot"
+  read -r total used < <(stat -f -c '%b %f %S' "$root/boot" | awk '{print int($1 * $3 / 1048576), int(($1 - $2) * $3 / 1048576)}')
+  fill=$((total * key[bootfull] / 100 - used))
+  [ $fill -le 0 ] || head -c ${fill}M /dev/urandom >"$root/boot/initrd.img-old.bak"
+fi
+
+# --- What must be the same after the move.
+in_guest /usr/local/sbin/beacon identity >"$work/files/identity"
+rm -rf "${root:?}"/tmp/* "$root"/var/log/*.log
+live=$(df --output=used -B1 "$root" | tail -n 1)
+fuser -k -m "$root" 2>/dev/null || true
+umount -R "$root"
+losetup -j "$part" | grep . >&2 && { echo "a loop device is still on $part" >&2; exit 1; }
+dd if="$work/files/boot.img" of="$part" bs=440 count=1 conv=notrunc status=none
+dd if="$work/files/core.img" of="$part" bs=512 seek=$core_at conv=notrunc status=none
+options=$(for name in "${!key[@]}"; do echo "$name=${key[$name]}"; done | sort)
+jq -n --rawfile identity "$work/files/identity" --arg options "$options" --arg canary "$canary" \
+  --arg root_password "$root_password" --arg ops_password "$ops_password" --arg kernels "${kernels[*]}" \
+  --arg mac "$source_mac" --arg address "$source_address" --arg root_uuid "$root_uuid" --argjson live "$live" '
+  def pairs: split("\n") | map(select(. != "") | capture("^(?<key>[^=]+)=(?<value>.*)$")) | from_entries;
+  {identity: ($identity | pairs), options: ($options | pairs), canary: $canary, kernels: ($kernels | split(" ")),
+   mac: $mac, address: $address, root_uuid: $root_uuid, live_bytes: $live,
+   root_password: $root_password, ops_password: $ops_password}' >"$out.json"
+sync "$part"
+mv "$part" "$out"
