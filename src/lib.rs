@@ -13,6 +13,7 @@ pub mod io;
 pub mod guest;
 pub mod host;
 pub mod image;
+pub mod layout;
 
 #[cfg(feature = "net")]
 pub mod net;

@@ -1,0 +1,159 @@
+//! What a partition, or a disk without a table, holds: told by magic numbers alone.
+
+use super::ext::{ExtInfo, Superblock};
+use super::field::{be16, bytes, has, le16, le32, le64};
+use super::swap::{self, SwapInfo};
+use crate::error::Result;
+use crate::io::{ReadAt, is_zero, read_vec};
+use crate::unit::to_usize;
+
+/// How much of the front is looked at: up to the end of the first ZFS label.
+const HEAD: u64 = 256 << 10;
+/// How much of the end is looked at: md's old superblocks lie in the last 128 KiB.
+const TAIL: u64 = 128 << 10;
+const MD_MAGIC: u32 = 0xa92b_4efc;
+
+/// What a volume holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing but zeroes where anything known would show.
+    Empty,
+    /// Something unknown.
+    Unknown,
+    /// An ext2, ext3 or ext4 file system.
+    Ext(ExtInfo),
+    /// A swap area.
+    Swap(SwapInfo),
+    /// Something known by name only, such as `xfs` or `LVM2 physical volume`.
+    Other(&'static str),
+    /// Signs of more than one: the names, joined by "and".
+    Ambiguous(String),
+}
+
+impl Content {
+    /// Its name for a reader, such as `ext4`.
+    pub fn name(&self) -> &str {
+        match self {
+            Content::Empty => "empty",
+            Content::Unknown => "unknown",
+            Content::Ext(ext) => ext.version,
+            Content::Swap(_) => "swap",
+            Content::Other(name) => name,
+            Content::Ambiguous(names) => names,
+        }
+    }
+}
+
+/// Says what `volume` holds. Fails only as reading fails.
+pub fn identify(volume: &dyn ReadAt) -> Result<Content> {
+    let size = volume.size();
+    let head = read_vec(volume, 0, to_usize(size.min(HEAD)))?;
+    let tail_at = size.saturating_sub(TAIL) & !4095;
+    let tail = read_vec(volume, tail_at, to_usize(size - tail_at))?;
+
+    let mut found = known(&head);
+    found.extend(md_at_end(&tail, size - tail_at, size));
+    let ext = Superblock::parse(&head);
+    let swap = swap::parse(&head);
+    if let Some(ext) = &ext {
+        found.push(ext.info().version);
+    }
+    found.extend(swap.as_ref().map(|_| "swap"));
+    Ok(match (found.as_slice(), ext, swap) {
+        ([], ..) if is_zero(&head) && is_zero(&tail) => Content::Empty,
+        ([], ..) => Content::Unknown,
+        ([_], Some(ext), _) => Content::Ext(ext.info()),
+        ([_], _, Some(swap)) => Content::Swap(swap),
+        ([name], ..) => Content::Other(name),
+        (names, ..) => Content::Ambiguous(names.join(" and ")),
+    })
+}
+
+/// The names of everything but ext and swap whose magic is in the first 256 KiB.
+fn known(head: &[u8]) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    let mut sign = |is: bool, name| {
+        if is {
+            found.push(name);
+        }
+    };
+    let luks = has(head, 0, b"LUKS\xba\xbe");
+    sign(luks && be16(head, 6) == 1, "LUKS1");
+    sign(luks && be16(head, 6) == 2, "LUKS2");
+    sign((0..4).any(|i| has(head, i * 512, b"LABELONE") && has(head, i * 512 + 24, b"LVM2 001")), LVM);
+    sign(le32(head, 0) == MD_MAGIC && le32(head, 4) == 1, "md 1.1 member");
+    sign(le32(head, 4096) == MD_MAGIC && le32(head, 4100) == 1, "md 1.2 member");
+    let bcache = b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81";
+    sign(has(head, 4096 + 24, bcache), "bcache");
+    let zfs = (0x20000..0x40000).step_by(1024).any(|at| {
+        has(head, at, &0x00ba_b10c_u64.to_le_bytes()) || has(head, at, &0x00ba_b10c_u64.to_be_bytes())
+    });
+    sign(zfs, "zfs");
+    sign(has(head, 0, b"XFSB"), "xfs");
+    sign(has(head, 0x10040, b"_BHRfS_M"), "btrfs");
+    sign(has(head, 1024, b"\x10\x20\xf5\xf2"), "f2fs");
+    sign(has(head, 32769, b"CD001"), "iso9660");
+    let udf = |i: usize| has(head, 32769 + i * 2048, b"NSR02") || has(head, 32769 + i * 2048, b"NSR03");
+    sign((0..16).any(udf), "udf");
+    sign(has(head, 3, b"-FVE-FS-"), "BitLocker");
+    sign(has(head, 3, b"NTFS    "), "ntfs");
+    sign(has(head, 3, b"EXFAT   "), "exfat");
+    found.extend(fat(head));
+    found
+}
+
+const LVM: &str = "LVM2 physical volume";
+
+/// Whether a sector is a file system's boot sector rather than a partition table.
+pub(super) fn has_boot_sector(sector: &[u8; 512]) -> bool {
+    [&b"NTFS    "[..], b"EXFAT   ", b"-FVE-FS-"].iter().any(|magic| has(sector, 3, magic))
+        || fat(sector).is_some()
+}
+
+/// FAT by its BIOS parameter block, and which by the number of clusters (Microsoft's FAT specification 1.03).
+fn fat(head: &[u8]) -> Option<&'static str> {
+    let jump = bytes::<3>(head, 0);
+    let sector = le16(head, 11);
+    let per_cluster = bytes::<1>(head, 13)[0];
+    let reserved = le16(head, 14);
+    let [copies] = bytes::<1>(head, 16);
+    let [media] = bytes::<1>(head, 21);
+    let plausible = has(head, 510, b"\x55\xaa")
+        && (jump[0] == 0xe9 || jump[0] == 0xeb)
+        && (512..=4096).contains(&sector)
+        && sector.is_power_of_two()
+        && per_cluster.is_power_of_two()
+        && reserved > 0
+        && (1..=2).contains(&copies)
+        && (media == 0xf0 || media >= 0xf8);
+    if !plausible {
+        return None;
+    }
+    let either = |short: u16, long: u32| if short != 0 { u32::from(short) } else { long };
+    let fat_sectors = u64::from(either(le16(head, 22), le32(head, 36)));
+    let root_sectors = (u64::from(le16(head, 17)) * 32).div_ceil(u64::from(sector));
+    let before = u64::from(reserved) + u64::from(copies) * fat_sectors + root_sectors;
+    let total = u64::from(either(le16(head, 19), le32(head, 32)));
+    let clusters = total.checked_sub(before)? / u64::from(per_cluster);
+    Some(match clusters {
+        _ if le16(head, 22) == 0 => "fat32",
+        0..4085 => "fat12",
+        _ => "fat16",
+    })
+}
+
+/// md superblocks 0.90 and 1.0 lie at the end of their member; `len` bytes of it are in `tail`.
+fn md_at_end(tail: &[u8], len: u64, size: u64) -> Option<&'static str> {
+    let at = |offset: u64| offset.checked_sub(size - len).map(to_usize);
+    let old = (size & !0xffff).checked_sub(0x10000).and_then(at);
+    if old.is_some_and(|at| le32(tail, at) == MD_MAGIC || le32(tail, at) == MD_MAGIC.swap_bytes()) {
+        return Some("md 0.90 member");
+    }
+    let new_offset = (size / 512).checked_sub(16).map(|sector| (sector & !7) * 512);
+    let new = new_offset.and_then(at)?;
+    // The superblock names its own sector, which tells it from a copy that merely moved here.
+    let is_new = le32(tail, new) == MD_MAGIC
+        && le32(tail, new + 4) == 1
+        && new_offset == le64(tail, new + 144).checked_mul(512);
+    is_new.then_some("md 1.0 member")
+}

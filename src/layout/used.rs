@@ -1,0 +1,246 @@
+//! The used map of a whole disk: everything is in use but what a file system or swap area proves unused.
+
+use std::sync::Arc;
+
+use super::ext::{ExtMap, Stop};
+use super::{Content, Finding, Table, identify, read_table, swap};
+use crate::error::{Kind, Result, Retry};
+use crate::io::{ReadAt, Window};
+use crate::unit::{Extent, Extents};
+
+/// Most block groups of all ext file systems of a disk together: 64 TiB at the usual 128 MiB each. Their
+/// descriptors take about 40 bytes each in memory.
+const MAX_GROUPS: u64 = 1 << 19;
+
+/// How much of a volume is copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// What its own map calls used: `used_bytes` by its summary, which a scan of the map may correct.
+    Mapped {
+        /// Bytes in use.
+        used_bytes: u64,
+    },
+    /// All of it.
+    Whole {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A partition, or a disk without partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// The number of its partition; none for a whole disk.
+    pub partition: Option<u32>,
+    /// Where it lies on the disk, in bytes.
+    pub extent: Extent,
+    /// What it holds.
+    pub content: Content,
+    /// How much of it is copied.
+    pub usage: Usage,
+}
+
+/// Where the unused bytes of a volume are.
+enum Map {
+    Ext(Box<ExtMap<Window<Arc<dyn ReadAt>>>>),
+    /// One run is unused, relative to the volume.
+    Unused(Extent),
+}
+
+/// The bytes of a disk that are in use, as a lazy set in whole-disk coordinates.
+pub struct UsedMap {
+    size: u64,
+    table: Option<Table>,
+    findings: Vec<Finding>,
+    volumes: Vec<Volume>,
+    /// Volumes that are not copied whole: in order, without overlaps.
+    maps: Vec<(Extent, Map)>,
+}
+
+/// Builds the used map of a whole disk. A partition table or file system it cannot be sure about makes its part
+/// of the disk used, with the reason in [`UsedMap::volumes`]; it fails only as the disk itself does.
+pub fn used_map(disk: Arc<dyn ReadAt>) -> Result<UsedMap> {
+    let whole = Extent::new(0, disk.size());
+    let mut map = UsedMap {
+        size: disk.size(),
+        table: None,
+        findings: Vec::new(),
+        volumes: Vec::new(),
+        maps: Vec::new(),
+    };
+    let mut budget = MAX_GROUPS;
+    match read_table(&*disk) {
+        Ok(Some(table)) => {
+            map.findings.clone_from(&table.findings);
+            // A file system made over the whole disk, or left from before it was partitioned: which of the two
+            // is in use cannot be told.
+            let under = identify(&*disk).ok().filter(|content| matches!(content, Content::Ext(_)));
+            let under =
+                under.map(|content| format!("the disk is partitioned but also starts as {}", content.name()));
+            for part in table.partitions.iter().filter(|part| !part.kind.is_extended()) {
+                let doubt = table.doubt(part.number).or(under.as_deref());
+                map.add(&disk, Some(part.number), part.extent, doubt, &mut budget)?;
+            }
+            map.table = Some(table);
+        }
+        Ok(None) => map.add(&disk, None, whole, None, &mut budget)?,
+        Err(error) if error.kind() == Kind::Image => {
+            let reason = format!("{}: {}", error.what(), error.why());
+            map.findings.push(Finding { partition: None, what: reason.clone() });
+            let usage = Usage::Whole { reason };
+            map.volumes.push(Volume { partition: None, extent: whole, content: Content::Unknown, usage });
+        }
+        Err(error) => return Err(error),
+    }
+    map.maps.sort_by_key(|(extent, _)| *extent);
+    Ok(map)
+}
+
+impl UsedMap {
+    /// Adds a volume: mapped if it can be, whole if not.
+    fn add(
+        &mut self,
+        disk: &Arc<dyn ReadAt>,
+        partition: Option<u32>,
+        extent: Extent,
+        doubt: Option<&str>,
+        budget: &mut u64,
+    ) -> Result<()> {
+        let name = match partition {
+            Some(number) => format!("{} partition {number}", disk.name()),
+            None => disk.name(),
+        };
+        let window = Window::new(Arc::clone(disk), extent, name);
+        let (content, map) = match identify(&window) {
+            Ok(content) => {
+                let map = match doubt {
+                    Some(doubt) => Err(doubt.to_owned()),
+                    None => map_of(&content, window, budget)?,
+                };
+                (content, map)
+            }
+            Err(error) if error.retry() == Retry::Yes => return Err(error),
+            Err(error) => (Content::Unknown, Err(format!("{}: {}", error.what(), error.why()))),
+        };
+        let usage = match map {
+            Ok((map, used_bytes)) => {
+                self.maps.push((extent, map));
+                Usage::Mapped { used_bytes }
+            }
+            Err(reason) => Usage::Whole { reason },
+        };
+        self.volumes.push(Volume { partition, extent, content, usage });
+        Ok(())
+    }
+
+    /// The disk's partition table, if it has one.
+    pub fn table(&self) -> Option<&Table> {
+        self.table.as_ref()
+    }
+
+    /// The volumes in the order of their partitions' numbers; a disk without partitions is one volume.
+    pub fn volumes(&self) -> &[Volume] {
+        &self.volumes
+    }
+
+    /// What is wrong with the partition table, and the block groups copied whole because they contradict
+    /// themselves, as far as the map was read.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut findings = self.findings.clone();
+        for (extent, map) in &self.maps {
+            let Map::Ext(ext) = map else { continue };
+            let doubts = ext.doubts();
+            let Some(first) = doubts.first() else { continue };
+            let volume = self.volumes.iter().find(|volume| volume.extent == *extent);
+            findings.push(Finding {
+                partition: volume.and_then(|volume| volume.partition),
+                what: format!(
+                    "{} block groups contradict their descriptors, the first is group {first}: they are copied whole",
+                    doubts.len()
+                ),
+            });
+        }
+        findings
+    }
+
+    /// About how many bytes are in use, by the file systems' own summaries: reads nothing. [`count_used`] reads
+    /// the map and is exact.
+    pub fn used_bytes(&self) -> u64 {
+        let unused = self.volumes.iter().map(|volume| match volume.usage {
+            Usage::Mapped { used_bytes } => volume.extent.len().saturating_sub(used_bytes),
+            Usage::Whole { .. } => 0,
+        });
+        self.size.saturating_sub(unused.sum())
+    }
+}
+
+/// The map of a volume and its used bytes, or why it is copied whole.
+fn map_of(
+    content: &Content,
+    volume: Window<Arc<dyn ReadAt>>,
+    budget: &mut u64,
+) -> Result<std::result::Result<(Map, u64), String>> {
+    let size = volume.size();
+    Ok(match content {
+        Content::Ext(_) => match ExtMap::open(volume, *budget) {
+            Ok(ext) => {
+                *budget -= ext.groups();
+                let used = size - ext.len() + ext.used_bytes();
+                Ok((Map::Ext(Box::new(ext)), used))
+            }
+            Err(Stop::Whole(reason)) => Err(reason),
+            Err(Stop::Failed(error)) => return Err(error),
+        },
+        Content::Swap(info) => {
+            swap::unused(info, size).map(|unused| (Map::Unused(unused), size - unused.len()))
+        }
+        other => Err(format!("no used map is known for it ({})", other.name())),
+    })
+}
+
+impl Map {
+    /// The first run of used bytes at or after `from`, relative to a volume of `size` bytes.
+    fn next_used(&self, from: u64, size: u64) -> Result<Option<Extent>> {
+        let rest = |start: u64| Some(Extent::new(start, size)).filter(|run| !run.is_empty());
+        Ok(match self {
+            Map::Unused(unused) if from < unused.start => Some(Extent::new(from, unused.start)),
+            Map::Unused(unused) => rest(from.max(unused.end)),
+            Map::Ext(ext) if from < ext.len() => ext.next_used(from)?.or_else(|| rest(ext.len())),
+            Map::Ext(_) => rest(from),
+        })
+    }
+}
+
+impl Extents for UsedMap {
+    fn next_extent(&self, from: u64) -> Result<Option<Extent>> {
+        let mut from = from;
+        while from < self.size {
+            let next = self.maps.partition_point(|(extent, _)| extent.end <= from);
+            let Some((extent, map)) = self.maps.get(next) else {
+                return Ok(Some(Extent::new(from, self.size)));
+            };
+            if from < extent.start {
+                return Ok(Some(Extent::new(from, extent.start)));
+            }
+            if let Some(run) = map.next_used(from - extent.start, extent.len())? {
+                return Ok(Some(run.shifted(extent.start)));
+            }
+            from = extent.end;
+        }
+        Ok(None)
+    }
+}
+
+/// Exactly how many bytes of `within` are in a set, by walking it.
+pub fn count_used(set: &dyn Extents, within: Extent) -> Result<u64> {
+    let (mut from, mut total) = (within.start, 0);
+    while let Some(run) = set.next_extent(from)? {
+        let run = run.intersect(within);
+        if run.is_empty() {
+            break;
+        }
+        total += run.len();
+        from = run.end;
+    }
+    Ok(total)
+}

@@ -1,0 +1,532 @@
+//! The used map and partition tables, judged by e2fsprogs, the kernel and util-linux. Needs root for loop mounts.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test: a failure is the finding"
+)]
+#![allow(clippy::cast_possible_truncation, reason = "sizes of test files")]
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use haul::io::{DiskFile, ReadAt};
+use haul::layout::{self, Content, PartitionType, TableKind, Usage, UsedMap};
+use haul::unit::{Extent, ExtentMap, MIB, extents};
+use support::{LoopDevice, LoopMount, Random, age, copy_image, empty_image, run, text, try_run};
+
+fn open(image: &Path) -> UsedMap {
+    layout::used_map(Arc::new(DiskFile::open(image).unwrap())).unwrap()
+}
+
+fn used(map: &UsedMap, size: u64) -> ExtentMap {
+    extents::collect(map, Extent::new(0, size)).unwrap()
+}
+
+/// What is in `size` bytes but not in `set`.
+fn rest(set: &ExtentMap, size: u64) -> ExtentMap {
+    let mut rest: ExtentMap = [Extent::new(0, size)].into_iter().collect();
+    set.iter().for_each(|run| rest.remove(run));
+    rest
+}
+
+/// The free bytes of an ext image by dumpe2fs's lists.
+fn dumpe2fs_free(image: &Path) -> ExtentMap {
+    let out = run("dumpe2fs", &[text(image)]);
+    let number = |line: &str| line.split(':').nth(1).unwrap().trim().parse::<u64>().unwrap();
+    let block = out.lines().find(|line| line.starts_with("Block size:")).map(number).unwrap();
+    let mut free = ExtentMap::new();
+    for list in out.lines().filter_map(|line| line.strip_prefix("  Free blocks: ")) {
+        for run in list.split(',').map(str::trim).filter(|run| !run.is_empty()) {
+            let (first, last) = run.split_once('-').unwrap_or((run, run));
+            let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
+            free.insert(Extent::new(first * block, (last + 1) * block));
+        }
+    }
+    free
+}
+
+/// What dumpe2fs calls free before and after e2fsck replayed the journal in a copy.
+fn free_before_and_after(image: &Path) -> ExtentMap {
+    let before = dumpe2fs_free(image);
+    let copy = image.with_extension("replayed");
+    copy_image(image, &copy);
+    let (code, out, err) = try_run("e2fsck", &["-y", "-E", "journal_only", text(&copy)]);
+    assert!(code < 4, "e2fsck: {code} {out}{err}");
+    let after = dumpe2fs_free(&copy);
+    fs::remove_file(&copy).unwrap();
+    before.iter().flat_map(|run| after.within(run).collect::<Vec<_>>()).collect()
+}
+
+/// Every block outside the oracle's lists is used, and every block in them is not.
+fn assert_map_is_exact(name: &str, image: &Path, free: &ExtentMap) {
+    let size = fs::metadata(image).unwrap().len();
+    let map = open(image);
+    let usage = &map.volumes()[0].usage;
+    assert!(matches!(usage, Usage::Mapped { .. }), "{name}: {usage:?}");
+    let used = used(&map, size);
+    let unused = rest(&used, size);
+    for run in unused.iter() {
+        assert!(free.covers(run), "{name}: used by dumpe2fs, not by the map: somewhere in {run:?}");
+    }
+    assert_eq!(unused.bytes(), free.bytes(), "{name}: the map calls more used than dumpe2fs");
+    assert_eq!(map.findings(), [], "{name}");
+    assert_eq!(used.bytes(), layout::count_used(&map, Extent::new(0, size)).unwrap());
+}
+
+/// The copy haul would make: used bytes, the rest zero.
+fn masked_copy(image: &Path, copy: &Path) {
+    let disk = DiskFile::open(image).unwrap();
+    empty_image(copy, disk.size());
+    let out = File::options().write(true).open(copy).unwrap();
+    for run in used(&open(image), disk.size()).iter() {
+        let mut at = run.start;
+        while at < run.end {
+            let mut bytes = vec![0; (run.end - at).min(MIB) as usize];
+            disk.read_at(&mut bytes, at).unwrap();
+            out.write_all_at(&bytes, at).unwrap();
+            at += bytes.len() as u64;
+        }
+    }
+}
+
+/// Name, size in MiB, mkfs and its arguments. All can be mounted with pages of 4 KiB.
+const MOUNTABLE: &[(&str, u64, &str)] = &[
+    ("ext2 1k", 40, "mkfs.ext2 -b 1024"),
+    ("ext2 2k", 40, "mkfs.ext2 -b 2048"),
+    ("ext2 4k dense super", 300, "mkfs.ext2 -b 4096 -O ^sparse_super,^resize_inode"),
+    ("ext2 rev 0", 40, "mkfs.ext2 -b 1024 -r 0"),
+    ("ext3 1k", 60, "mkfs.ext3 -b 1024"),
+    ("ext3 4k", 300, "mkfs.ext3 -b 4096"),
+    ("ext4", 600, "mkfs.ext4 -b 4096"),
+    ("ext4 1k", 100, "mkfs.ext4 -b 1024"),
+    ("ext4 2k", 100, "mkfs.ext4 -b 2048"),
+    ("ext4 32bit", 300, "mkfs.ext4 -b 4096 -O ^64bit"),
+    ("ext4 32bit 1k", 100, "mkfs.ext4 -b 1024 -O ^64bit"),
+    ("ext4 no flex_bg", 600, "mkfs.ext4 -b 4096 -O ^flex_bg"),
+    ("ext4 uninit_bg", 600, "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg"),
+    ("ext4 uninit_bg 32bit 1k", 100, "mkfs.ext4 -b 1024 -O ^metadata_csum,^64bit,uninit_bg"),
+    ("ext4 no checksums", 300, "mkfs.ext4 -b 4096 -O ^metadata_csum,^uninit_bg"),
+    ("ext4 seed", 300, "mkfs.ext4 -b 4096 -O metadata_csum_seed"),
+    ("ext4 sparse_super2", 600, "mkfs.ext4 -b 4096 -O sparse_super2,^resize_inode"),
+    ("ext4 no journal", 300, "mkfs.ext4 -b 4096 -O ^has_journal"),
+    ("ext4 meta_bg", 600, "mkfs.ext4 -b 4096 -O meta_bg,^resize_inode"),
+    ("ext4 meta_bg 1k", 400, "mkfs.ext4 -b 1024 -O meta_bg,^resize_inode"),
+    ("ext4 small groups", 64, "mkfs.ext4 -b 4096 -g 2048 -G 4"),
+    ("ext4 odd groups", 64, "mkfs.ext4 -b 1024 -g 1000 -O ^resize_inode"),
+    (
+        "ext4 more features",
+        300,
+        "mkfs.ext4 -O quota,project,mmp,ea_inode,large_dir,inline_data,verity,encrypt",
+    ),
+    ("ext4 large", 20_000, "mkfs.ext4 -b 4096"),
+];
+
+fn mkfs(image: &Path, mib: u64, command: &str) {
+    empty_image(image, mib * MIB + 12_288);
+    let mut words = command.split(' ');
+    let program = words.next().unwrap();
+    let mut args: Vec<&str> = words.collect();
+    args.extend(["-q", "-F", text(image)]);
+    run(program, &args);
+}
+
+#[test]
+fn fresh_and_aged_file_systems_are_mapped_as_dumpe2fs_lists_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for (seed, (name, mib, command)) in (1..).zip(MOUNTABLE) {
+        let image = dir.path().join("fs");
+        mkfs(&image, *mib, command);
+        assert_map_is_exact(&format!("fresh {name}"), &image, &dumpe2fs_free(&image));
+        let mount = LoopMount::new(&image, "");
+        age(mount.path(), seed, 200, (mib * MIB / 400).min(400_000));
+        drop(mount);
+        assert_map_is_exact(&format!("aged {name}"), &image, &dumpe2fs_free(&image));
+        fs::remove_file(&image).unwrap();
+    }
+}
+
+#[test]
+fn large_block_sizes_are_mapped_as_dumpe2fs_lists_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    age(&tree, 7, 60, 300_000);
+    for block in [8192, 16_384, 32_768, 65_536] {
+        let image = dir.path().join("fs");
+        mkfs(&image, 900, &format!("mkfs.ext4 -b {block} -d {}", text(&tree)));
+        assert_map_is_exact(&format!("blocks of {block}"), &image, &dumpe2fs_free(&image));
+    }
+}
+
+/// Makes a crash-consistent copy of a mounted file system in which `fsynced` is safe but not checkpointed.
+fn crash(image: &Path, copy: &Path, options: &str, fsynced: &[u8]) {
+    let mount = LoopMount::new(image, options);
+    age(mount.path(), 3, 60, 60_000);
+    let file = File::create(mount.path().join("fsynced")).unwrap();
+    file.write_all_at(fsynced, 0).unwrap();
+    file.sync_all().unwrap();
+    copy_image(image, copy);
+}
+
+#[test]
+fn dirty_journals_are_replayed_and_no_fsynced_file_is_lost() {
+    let fsynced = Random::new(11).bytes(9_000_000);
+    let dir = tempfile::tempdir().unwrap();
+    let variants: &[(&str, &str, &str)] = &[
+        ("ext3 1k", "mkfs.ext3 -b 1024", ""),
+        ("ext3 4k", "mkfs.ext3 -b 4096", ""),
+        ("ext4", "mkfs.ext4 -b 4096", ""),
+        ("ext4 1k", "mkfs.ext4 -b 1024", ""),
+        ("ext4 small journal", "mkfs.ext4 -b 1024 -J size=2", ""),
+        ("ext4 32bit", "mkfs.ext4 -b 4096 -O ^64bit", ""),
+        ("ext4 uninit_bg", "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg", ""),
+        ("ext4 sum v1", "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg", "journal_checksum"),
+        ("ext4 async", "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg", "journal_async_commit"),
+        ("ext4 data=journal", "mkfs.ext4 -b 4096", "data=journal"),
+        ("ext4 meta_bg", "mkfs.ext4 -b 1024 -O meta_bg,^resize_inode", ""),
+    ];
+    for (name, command, options) in variants {
+        let (image, copy) = (dir.path().join("fs"), dir.path().join("copy"));
+        mkfs(&image, 160, command);
+        crash(&image, &copy, options, &fsynced);
+        let Content::Ext(info) = layout::identify(&DiskFile::open(&copy).unwrap()).unwrap() else { panic!() };
+        assert!(info.needs_recovery, "{name}: the journal was not left dirty");
+        let free = free_before_and_after(&copy);
+        assert!(free.bytes() < dumpe2fs_free(&copy).bytes(), "{name}: the replay changes nothing");
+        assert_map_is_exact(name, &copy, &free);
+
+        let masked = dir.path().join("masked");
+        masked_copy(&copy, &masked);
+        let mount = LoopMount::new(&masked, "");
+        assert!(
+            fs::read(mount.path().join("fsynced")).unwrap() == fsynced,
+            "{name}: the fsynced file is lost"
+        );
+        drop(mount);
+        let (code, out, _) = try_run("e2fsck", &["-fn", text(&masked)]);
+        assert_eq!(code, 0, "{name}: {out}");
+    }
+}
+
+#[test]
+fn what_cannot_be_mapped_for_sure_is_copied_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("fs");
+    let whole = |name: &str, reason: &str| {
+        let map = open(&image);
+        let usage = map.volumes()[0].usage.clone();
+        let Usage::Whole { reason: found } = usage else { panic!("{name} is mapped") };
+        assert!(found.contains(reason), "{name}: {found}");
+        let size = fs::metadata(&image).unwrap().len();
+        assert_eq!(layout::count_used(&map, Extent::new(0, size)).unwrap(), size, "{name}");
+        assert_eq!(map.used_bytes(), size, "{name}");
+    };
+    mkfs(&image, 100, "mkfs.ext4 -O bigalloc");
+    whole("bigalloc", "bigalloc");
+    mkfs(&image, 100, "mkfs.ext4 -O journal_dev");
+    whole("journal device", "");
+
+    mkfs(&image, 100, "mkfs.ext4 -O ^has_journal");
+    let copy = dir.path().join("copy");
+    let mount = LoopMount::new(&image, "");
+    fs::write(mount.path().join("x"), b"x").unwrap();
+    run("sync", &["-f", text(mount.path())]);
+    copy_image(&image, &copy);
+    drop(mount);
+    fs::rename(&copy, &image).unwrap();
+    whole("unclean without a journal", "not unmounted cleanly");
+
+    mkfs(&image, 100, "mkfs.ext4");
+    run("debugfs", &["-w", "-R", "ssv state 3", text(&image)]);
+    whole("errors", "errors");
+    mkfs(&image, 100, "mkfs.ext4");
+    File::options().write(true).open(&image).unwrap().set_len(50 * MIB).unwrap();
+    whole("truncated", "block count");
+
+    mkfs(&image, 100, "mkfs.ext4");
+    let flip = |offset: u64| {
+        let file = File::options().read(true).write(true).open(&image).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    };
+    flip(1024 + 0x200);
+    whole("superblock", "superblock's checksum");
+    flip(1024 + 0x200);
+    flip(4096 + 0x10);
+    whole("descriptor", "descriptor of block group 0");
+
+    mkfs(&image, 100, "mkfs.ext4 -O fast_commit");
+    let mount = LoopMount::new(&image, "");
+    fs::write(mount.path().join("x"), b"x").unwrap();
+    File::open(mount.path().join("x")).unwrap().sync_all().unwrap();
+    copy_image(&image, &copy);
+    drop(mount);
+    fs::rename(&copy, &image).unwrap();
+    whole("fast commits", "fast commits");
+}
+
+#[test]
+fn a_damaged_bitmap_makes_its_group_used_and_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("fs");
+    for command in ["mkfs.ext4 -b 4096", "mkfs.ext3 -b 4096"] {
+        mkfs(&image, 300, command);
+        let free = dumpe2fs_free(&image);
+        let out = run("dumpe2fs", &[text(&image)]);
+        let place = out.split("Block bitmap at ").nth(1).unwrap();
+        let bitmap: u64 = place.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+        // A bit near the end of group 0's bitmap: its last blocks are free.
+        let file = File::options().write(true).open(&image).unwrap();
+        file.write_all_at(&[0x10], bitmap * 4096 + 4000).unwrap();
+        let map = open(&image);
+        let size = fs::metadata(&image).unwrap().len();
+        let unused = rest(&used(&map, size), size);
+        let group = 32_768 * 4096;
+        assert!(unused.iter().all(|run| run.start >= group), "{command}: group 0 is not copied whole");
+        assert_eq!(unused.bytes(), free.within(Extent::new(group, size)).map(|run| run.len()).sum::<u64>());
+        assert!(map.findings()[0].what.contains("group 0"), "{:?}", map.findings());
+    }
+}
+
+#[test]
+fn journals_written_by_debugfs_are_replayed() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("fs");
+    for (name, command, version) in [
+        ("no sum", "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg", ""),
+        ("64bit 1k", "mkfs.ext4 -b 1024 -O ^metadata_csum", ""),
+        ("v2", "mkfs.ext4 -b 4096", "-c -v 2"),
+        ("v2 32bit", "mkfs.ext4 -b 1024 -O ^64bit", "-c -v 2"),
+        ("v3", "mkfs.ext4 -b 4096", "-c -v 3"),
+        ("v3 32bit", "mkfs.ext4 -b 1024 -O ^64bit", "-c -v 3"),
+    ] {
+        mkfs(&image, 300, command);
+        // The bitmap and descriptors after a file was written, put into the journal of the state before.
+        let after = dir.path().join("after");
+        copy_image(&image, &after);
+        let payload = dir.path().join("payload");
+        fs::write(&payload, Random::new(5).bytes(3_000_000)).unwrap();
+        run("debugfs", &["-w", "-R", &format!("write {} file", text(&payload)), text(&after)]);
+        let block = if command.contains("1024") { 1024 } else { 4096 };
+        let (old, new) = (fs::read(&image).unwrap(), fs::read(&after).unwrap());
+        let changed: Vec<u64> = old
+            .chunks(block)
+            .zip(new.chunks(block))
+            .zip(0..)
+            .filter(|((old, new), number)| old != new && *number > 1)
+            .map(|(_, number)| number)
+            .collect();
+        let mut script = format!("jo {version}\n");
+        let staged = dir.path().join("staged");
+        for (i, number) in changed.iter().enumerate() {
+            let at = *number as usize * block;
+            let path = staged.with_extension(i.to_string());
+            fs::write(&path, &new[at..at + block]).unwrap();
+            script += &format!("jw -b {number} {}\n", text(&path));
+        }
+        script += "jc\n";
+        let commands = dir.path().join("commands");
+        fs::write(&commands, script).unwrap();
+        run("debugfs", &["-w", "-f", text(&commands), text(&image)]);
+        let free = free_before_and_after(&image);
+        assert!(free.bytes() < dumpe2fs_free(&image).bytes(), "{name}: the replay changes nothing");
+        assert_map_is_exact(name, &image, &free);
+    }
+}
+
+#[test]
+fn swap_keeps_its_header_only_unless_a_system_sleeps_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("swap");
+    for page in [4096, 16_384, 65_536_u64] {
+        empty_image(&image, 64 * MIB + 8192);
+        run("mkswap", &["-q", "-p", &page.to_string(), "-L", "paging", text(&image)]);
+        let map = open(&image);
+        let Content::Swap(info) = &map.volumes()[0].content else { panic!("{:?}", map.volumes()) };
+        assert_eq!((info.label.as_str(), u64::from(info.page_size)), ("paging", page));
+        let kept: Vec<_> = used(&map, 64 * MIB + 8192).iter().collect();
+        let last = (64 * MIB + 8192) / page * page;
+        assert_eq!(kept[0], Extent::new(0, page));
+        assert_eq!(
+            kept.get(1).copied(),
+            Some(Extent::new(last, 64 * MIB + 8192)).filter(|run| !run.is_empty())
+        );
+
+        let file = File::options().write(true).open(&image).unwrap();
+        file.write_all_at(b"S1SUSPEND\0", page - 10).unwrap();
+        let map = open(&image);
+        assert_eq!(map.used_bytes(), 64 * MIB + 8192);
+        assert!(matches!(&map.volumes()[0].usage, Usage::Whole { reason } if reason.contains("hibernated")));
+    }
+}
+
+/// A partition as number, start in bytes, length in bytes, type, name.
+type Row = (u32, u64, u64, String, Option<String>);
+
+/// The disk's identifier and partitions as sfdisk reads them.
+fn sfdisk(path: &Path) -> (String, Vec<Row>) {
+    let out: serde_json::Value = serde_json::from_str(&run("sfdisk", &["-J", text(path)])).unwrap();
+    let table = &out["partitiontable"];
+    let unit = table["sectorsize"].as_u64().unwrap_or(512);
+    let node = table["device"].as_str().unwrap();
+    let row = |part: &serde_json::Value| {
+        let number = part["node"].as_str().unwrap().strip_prefix(node).unwrap().trim_start_matches('p');
+        (
+            number.parse().unwrap(),
+            part["start"].as_u64().unwrap() * unit,
+            part["size"].as_u64().unwrap() * unit,
+            part["type"].as_str().unwrap().to_lowercase(),
+            part["name"].as_str().map(str::to_owned),
+        )
+    };
+    let id = table["id"].as_str().unwrap().trim_start_matches("0x").to_lowercase();
+    (id, table["partitions"].as_array().unwrap().iter().map(row).collect())
+}
+
+fn ours(image: &Path) -> (layout::Table, Vec<Row>) {
+    let table = layout::read_table(&DiskFile::open(image).unwrap()).unwrap().unwrap();
+    let rows = table.partitions.iter().map(|part| {
+        let kind = match part.kind {
+            PartitionType::Mbr(kind) => format!("{kind:x}"),
+            PartitionType::Gpt(guid) => guid.to_string(),
+        };
+        (part.number, part.extent.start, part.extent.len(), kind, part.name.clone())
+    });
+    let rows = rows.collect();
+    (table, rows)
+}
+
+fn partition(device: &Path, script: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), script).unwrap();
+    run("sh", &["-c", &format!("sfdisk -q --no-reread {} < {}", text(device), text(file.path()))]);
+}
+
+const MBR: &str = "label: dos\nlabel-id: 0x1234abcd\n\
+    size=20MiB, type=83, bootable\nsize=100MiB, type=5\nsize=10MiB, type=82\n\
+    start=22MiB, size=10MiB, type=83\nsize=20MiB, type=8e\nsize=5MiB, type=83\n";
+const GPT: &str = "label: gpt\n\
+    size=20MiB, type=U, name=\"EFI system\"\nsize=30MiB, type=L, name=\"wurzel \u{e4}\", attrs=LegacyBIOSBootable\n\
+    size=10MiB, type=S\n";
+
+#[test]
+fn tables_read_as_sfdisk_reads_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk");
+    for (script, kind) in [(MBR, TableKind::Mbr), (GPT, TableKind::Gpt)] {
+        empty_image(&image, 200 * MIB);
+        partition(&image, script);
+        let (table, rows) = ours(&image);
+        let (id, theirs) = sfdisk(&image);
+        assert_eq!((table.kind, table.sector_size, &table.id), (kind, 512, &id));
+        assert_eq!(table.findings, []);
+        assert_eq!(rows, theirs);
+        assert_eq!(table.partitions.iter().filter(|part| part.bootable).count(), 1);
+    }
+    run("sgdisk", &["-p", text(&image)]);
+    // The primary header destroyed, the backup must serve.
+    let before = ours(&image);
+    let file = File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&[0; 512], 512).unwrap();
+    let (table, rows) = ours(&image);
+    assert_eq!((&table.id, &rows), (&before.0.id, &before.1));
+    assert_eq!(rows, sfdisk(&image).1);
+    assert!(table.findings[0].what.contains("the backup is used"), "{:?}", table.findings);
+    // With both gone the disk is copied whole, and says why.
+    file.write_all_at(&[0; 512], 200 * MIB - 512).unwrap();
+    assert_eq!(layout::read_table(&DiskFile::open(&image).unwrap()).unwrap_err().id(), "gpt.damaged");
+    assert_eq!(open(&image).used_bytes(), 200 * MIB);
+}
+
+#[test]
+fn tables_of_disks_with_large_sectors_read_as_sfdisk_reads_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk");
+    empty_image(&image, 200 * MIB);
+    let device = LoopDevice::new(&image, 4096);
+    partition(&device.path, GPT);
+    run("sync", &[text(&device.path)]);
+    let (table, rows) = ours(&image);
+    assert_eq!((table.sector_size, rows), (4096, sfdisk(&device.path).1));
+    assert_eq!(table.findings, []);
+    // An MBR does not say how large its sectors are; the contents do.
+    partition(&device.path, "label: dos\nsize=20MiB, type=83\n");
+    let wide = ours(&image).0.sector_size;
+    assert_eq!(wide, 512, "nothing in the partition tells");
+    let start = sfdisk(&device.path).1[0].1;
+    let fs_image = dir.path().join("fs");
+    mkfs(&fs_image, 10, "mkfs.ext4");
+    let out = File::options().write(true).open(&image).unwrap();
+    out.write_all_at(&fs::read(&fs_image).unwrap(), start).unwrap();
+    let (table, rows) = ours(&image);
+    assert_eq!((table.sector_size, rows[0].1), (4096, start));
+}
+
+#[test]
+fn a_partitioned_disk_is_used_but_for_what_its_file_systems_leave_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk");
+    empty_image(&image, 200 * MIB);
+    partition(&image, MBR);
+    let (_, rows) = ours(&image);
+    let fs_image = dir.path().join("fs");
+    let disk = File::options().write(true).open(&image).unwrap();
+    let mut free = ExtentMap::new();
+    for (number, command) in [(1, "mkfs.ext4"), (5, "mkfs.ext3 -b 1024")] {
+        let row = rows.iter().find(|row| row.0 == number).unwrap();
+        empty_image(&fs_image, row.2);
+        let mut words = command.split(' ').chain(["-q", "-F", text(&fs_image)]);
+        run(words.next().unwrap(), &words.collect::<Vec<_>>());
+        disk.write_all_at(&fs::read(&fs_image).unwrap(), row.1).unwrap();
+        free.extend(dumpe2fs_free(&fs_image).iter().map(|run| run.shifted(row.1)));
+    }
+    let map = open(&image);
+    let unused = rest(&used(&map, 200 * MIB), 200 * MIB);
+    assert_eq!(unused, free);
+    assert_eq!(map.used_bytes(), 200 * MIB - free.bytes());
+    let names: Vec<_> = map.volumes().iter().map(|v| (v.partition.unwrap(), v.content.name())).collect();
+    assert_eq!(names, [(1, "ext4"), (3, "empty"), (5, "ext3"), (6, "empty"), (7, "empty")]);
+}
+
+#[test]
+fn other_contents_are_named_and_copied_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("fs");
+    let path = text(&image);
+    for (name, command) in [
+        ("xfs", "mkfs.xfs -q -f"),
+        ("btrfs", "mkfs.btrfs -q -f"),
+        ("ntfs", "mkfs.ntfs -q -F -f"),
+        ("fat32", "mkfs.fat -F 32"),
+        ("fat16", "mkfs.fat -F 16 -s 32"),
+        ("exfat", "mkfs.exfat -q"),
+        (
+            "LUKS1",
+            "cryptsetup -q luksFormat --type luks1 --pbkdf-force-iterations 1000 --key-file /etc/os-release",
+        ),
+        (
+            "LUKS2",
+            "cryptsetup -q luksFormat --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file /etc/os-release",
+        ),
+    ] {
+        empty_image(&image, 400 * MIB);
+        let mut words = command.split(' ').chain([path]);
+        let program = words.next().unwrap();
+        let args: Vec<_> = words.collect();
+        // cryptsetup takes the device before the options it does not know.
+        run(program, &args);
+        let map = open(&image);
+        assert_eq!(map.volumes()[0].content.name(), name);
+        assert_eq!(map.used_bytes(), 400 * MIB, "{name}");
+    }
+    empty_image(&image, 2 * MIB);
+    run("mkfs.fat", &["-F", "12", path]);
+    assert_eq!(open(&image).volumes()[0].content.name(), "fat12");
+}
