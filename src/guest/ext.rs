@@ -18,7 +18,11 @@ pub struct ExtVolume {
 struct Disk<T>(T);
 
 impl<T: ReadAt> Ext4Read for Disk<T> {
-    fn read(&mut self, start: u64, bytes: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    fn read(
+        &mut self,
+        start: u64,
+        bytes: &mut [u8],
+    ) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.0.read_at(bytes, start)?)
     }
 }
@@ -43,7 +47,7 @@ fn failed(name: &str, path: &str, error: Ext4Error) -> Error {
 }
 
 /// `None` for what is simply not there.
-fn present<T>(name: &str, path: &str, found: Result<T, Ext4Error>) -> Result<Option<T>> {
+fn present<T>(name: &str, path: &str, found: std::result::Result<T, Ext4Error>) -> Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(Ext4Error::NotFound | Ext4Error::NotADirectory | Ext4Error::MalformedPath) => Ok(None),

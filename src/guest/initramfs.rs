@@ -34,7 +34,8 @@ pub struct Contents {
 /// The name of the kernel module in a file of this path: `virtio_blk` for `…/virtio-blk.ko.xz`.
 pub fn module_name(path: &str) -> Option<String> {
     let file = path.rsplit('/').next()?;
-    let stem = [".ko", ".ko.xz", ".ko.zst", ".ko.gz", ".ko.bz2"].iter().find_map(|end| file.strip_suffix(end))?;
+    let stem =
+        [".ko", ".ko.xz", ".ko.zst", ".ko.gz", ".ko.bz2"].iter().find_map(|end| file.strip_suffix(end))?;
     (!stem.is_empty()).then(|| stem.replace('-', "_"))
 }
 
@@ -79,7 +80,11 @@ fn segments(stream: &mut dyn BufRead, found: &mut Contents, outer: bool) -> io::
                 ("xz", Box::new(lzma_rust2::XzReader::new_mem_limit(&mut whole, true, XZ_MEMORY)))
             }
             [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", Box::new(Lz4::new(&mut whole))),
-            _ => return Err(bad(format!("it is compressed in a way haul does not know (it begins {head:02x?})"))),
+            _ => {
+                return Err(bad(format!(
+                    "it is compressed in a way haul does not know (it begins {head:02x?})"
+                )));
+            }
         };
         found.parts.push(method);
         let mut bounded = BufReader::with_capacity(1 << 16, (&mut plain).take(MAX_BYTES));
@@ -122,7 +127,8 @@ fn archive(stream: &mut impl Read, found: &mut Contents) -> io::Result<()> {
             return Err(bad("an archive entry has no header"));
         }
         let field = |i: usize| {
-            let digits = header.get(6 + 8 * i..14 + 8 * i).and_then(|digits| std::str::from_utf8(digits).ok());
+            let digits =
+                header.get(6 + 8 * i..14 + 8 * i).and_then(|digits| std::str::from_utf8(digits).ok());
             digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).map(u64::from)
         };
         let (Some(size), Some(name_len)) = (field(6), field(11)) else {

@@ -1,5 +1,6 @@
 //! What a guest is: its system, kernels, boot files, disks by name, identity. Facts only; judging them is the plan's.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -170,8 +171,9 @@ fn arch(tree: &Tree) -> Result<&'static str> {
     for program in ["/bin/sh", "/usr/bin/env", "/sbin/init"] {
         let Some(stream) = tree.open(program)? else { continue };
         let mut head = Vec::new();
-        std::io::Read::read_to_end(&mut stream.take(20), &mut head).map_err(|error| {
-            Error::new(Kind::Image, "guest.read", format!("cannot read the guest's {program}")).caused_by(error)
+        stream.take(20).read_to_end(&mut head).map_err(|error| {
+            Error::new(Kind::Image, "guest.read", format!("cannot read the guest's {program}"))
+                .caused_by(error)
         })?;
         if let [0x7f, b'E', b'L', b'F', .., low, high] = head[..]
             && head.len() == 20
@@ -236,12 +238,13 @@ fn kernels(tree: &Tree) -> Result<Vec<Kernel>> {
     let mut found: Vec<Kernel> = Vec::new();
     let mut add = |image: String, initrd: Option<String>, in_menu: bool| {
         let Some((_, version)) = image.rsplit_once("vmlinuz-") else { return };
+        let room = found.len() < MAX_KERNELS;
         match found.iter_mut().find(|kernel| kernel.version == version) {
             Some(kernel) => {
                 kernel.in_menu |= in_menu;
                 kernel.initrd = kernel.initrd.take().or(initrd);
             }
-            None if found.len() < MAX_KERNELS => found.push(Kernel {
+            None if room => found.push(Kernel {
                 version: version.to_owned(),
                 image,
                 initrd,
@@ -392,7 +395,10 @@ mod tests {
 
     #[test]
     fn the_lists_hold_names_only() {
-        assert_eq!(module_list(VIRTIO_BOOT).collect::<Vec<_>>(), ["virtio", "virtio_ring", "virtio_pci", "virtio_blk"]);
+        assert_eq!(
+            module_list(VIRTIO_BOOT).collect::<Vec<_>>(),
+            ["virtio", "virtio_ring", "virtio_pci", "virtio_blk"]
+        );
         assert!(module_list(VIRTIO_MORE).any(|name| name == "virtio_net"));
     }
 }

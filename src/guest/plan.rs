@@ -229,8 +229,14 @@ impl<'a> Draft<'a> {
             Some(old) if old == new => return Ok(()),
             Some(old) => self.fixes.push(Fix::Edit { path: real.clone(), old, new: new.clone(), reason }),
             // A link to nowhere, or something that is no text: making a file there could land anywhere.
-            None if self.tree.link(path)?.is_some() || self.tree.exists(path)? && !self.texts.contains_key(&real) => {
-                self.warn("plan.not-a-file", &format!("{path} is not a text file haul could change"), "look at it");
+            None if self.tree.link(path)?.is_some()
+                || self.tree.exists(path)? && !self.texts.contains_key(&real) =>
+            {
+                self.warn(
+                    "plan.not-a-file",
+                    &format!("{path} is not a text file haul could change"),
+                    "look at it",
+                );
                 return Ok(());
             }
             None => self.fixes.push(Fix::Create { path: real.clone(), text: new.clone(), mode, reason }),
@@ -338,8 +344,7 @@ impl fmt::Display for Fix {
         };
         writeln!(f, "# {}", printable(reason))?;
         let diff = similar::TextDiff::from_lines(old, new);
-        let text =
-            diff.unified_diff().context_radius(CONTEXT).header(&old_name, &new_name).to_string();
+        let text = diff.unified_diff().context_radius(CONTEXT).header(&old_name, &new_name).to_string();
         f.write_str(&printable(&text))
     }
 }

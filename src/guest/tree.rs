@@ -191,9 +191,13 @@ impl Tree {
         if let Some(Node::File(size)) = self.node(path)?
             && size > MAX_TEXT
         {
-            return Err(Error::new(Kind::Image, "guest.file-too-long", format!("cannot read the guest's {path}"))
-                .because(format!("it has {size} bytes; more than {MAX_TEXT} is no configuration file"))
-                .fact("path", path));
+            return Err(Error::new(
+                Kind::Image,
+                "guest.file-too-long",
+                format!("cannot read the guest's {path}"),
+            )
+            .because(format!("it has {size} bytes; more than {MAX_TEXT} is no configuration file"))
+            .fact("path", path));
         }
         let Some(stream) = (match self.open(path) {
             Err(error) if error.id() == "guest.path" => None,
@@ -260,7 +264,12 @@ impl Volume for TextVolume {
         Ok(match self.entries.get(path) {
             Some(TextEntry::File(content)) => Some(Node::File(content.len() as u64)),
             Some(TextEntry::Link(_)) => Some(Node::Link),
-            None if self.entries.range(folder.clone()..).next().is_some_and(|(p, _)| p.starts_with(&folder)) => {
+            None if self
+                .entries
+                .range(folder.clone()..)
+                .next()
+                .is_some_and(|(p, _)| p.starts_with(&folder)) =>
+            {
                 Some(Node::Folder)
             }
             None => None,
@@ -317,7 +326,9 @@ mod tests {
     #[test]
     fn links_resolve_inside_the_guest_only() {
         let tree = tree();
-        for path in ["/etc/os-release", "/etc/absolute", "/etc/escape", "/lib/os-release", "/../lib/os-release"] {
+        for path in
+            ["/etc/os-release", "/etc/absolute", "/etc/escape", "/lib/os-release", "/../lib/os-release"]
+        {
             assert_eq!(tree.text(path).unwrap().as_deref(), Some("ID=debian\n"), "{path}");
         }
     }

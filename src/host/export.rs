@@ -12,9 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite, Request, Session, SessionACL,
-    WriteFlags,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite, Request, Session, SessionACL, WriteFlags,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -53,7 +52,8 @@ impl FuseDevice {
             // precaution: refused before Linux 5.6 and without CAP_SYS_RESOURCE.
             // SAFETY: the call takes plain numbers and changes a flag of this thread, which its threads inherit.
             unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
-            let config = Config { acl: SessionACL::Owner, n_threads: Some(1), ..Config::default() };
+            let mut config = Config::default();
+            config.acl = SessionACL::Owner;
             Session::from_fd(OneFile { disk }, self.0, SessionACL::Owner, config)?.run()
         })
     }
@@ -201,4 +201,3 @@ impl Filesystem for OneFile {
         reply.ok();
     }
 }
-

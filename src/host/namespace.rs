@@ -114,8 +114,9 @@ pub fn mount_beneath(device: &Path, kind: &str, root: &Path, inside: &str, optio
     let path = PathBuf::from(format!("/proc/self/fd/{}", point.as_raw_fd()));
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
     mount(Some(device), &path, Some(kind), flags, Some(options)).map_err(|error| {
-        failed(&format!("mount the guest's {inside} ({kind})"), error)
-            .remedy("the kernel of this machine must know the file system, and it must be sound (dmesg says more)")
+        failed(&format!("mount the guest's {inside} ({kind})"), error).remedy(
+            "the kernel of this machine must know the file system, and it must be sound (dmesg says more)",
+        )
     })
 }
 
@@ -189,8 +190,12 @@ fn wait(child: Pid, time: Duration) -> Result<bool> {
             }
             Ok(WaitStatus::Exited(_, code)) => return Ok(code == 0),
             Ok(WaitStatus::Signaled(_, signal, _)) => {
-                return Err(Error::new(Kind::Internal, "namespace.killed", "the guest's programs were killed")
-                    .because(format!("signal {signal}; out of memory, most likely")));
+                return Err(Error::new(
+                    Kind::Internal,
+                    "namespace.killed",
+                    "the guest's programs were killed",
+                )
+                .because(format!("signal {signal}; out of memory, most likely")));
             }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(failed("wait for the guest's programs", error)),
