@@ -15,5 +15,7 @@ pub mod host;
 pub mod image;
 pub mod layout;
 
+pub mod boot;
+
 #[cfg(feature = "net")]
 pub mod net;

@@ -143,7 +143,7 @@ printf '127.0.0.1 localhost\n127.0.1.1 source-01\n' >"$root/etc/hosts"
 echo "nameserver 192.168.77.1" >"$root/etc/resolv.conf"
 new_uuid | tr -d - >"$root/etc/machine-id"
 rm -f "$root"/etc/ssh/ssh_host_*
-in_guest ssh-keygen -q -A
+in_guest ssh-keygen -A >/dev/null
 root_password=$(new_uuid) ops_password=$(new_uuid)
 in_guest useradd --create-home --shell /bin/bash --uid 1000 ops
 printf 'root:%s\nops:%s\n' "$root_password" "$ops_password" | in_guest chpasswd

@@ -1,0 +1,276 @@
+//! The virtual machine an image is booted in, and the QEMU command line that makes it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+
+/// The format of the image's file. Given, never guessed: a raw disk may hold anything at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The disk byte for byte.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
+/// What starts the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS.
+    Bios,
+    /// OVMF, without secure boot.
+    Uefi,
+}
+
+/// The disk controller and network card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hardware {
+    /// virtio-blk and virtio-net: a cloud's machine.
+    Virtio,
+    /// virtio-scsi and virtio-net.
+    VirtioScsi,
+    /// AHCI and e1000: like a physical server.
+    Sata,
+}
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// KVM where it is there and makes progress, else TCG.
+    Auto,
+    /// The processor.
+    Kvm,
+    /// QEMU's translator: works everywhere, many times slower.
+    Tcg,
+}
+
+impl Accelerator {
+    /// The name QEMU has for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Accelerator::Auto => "auto",
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "tcg",
+        }
+    }
+}
+
+/// A machine with one disk, whose writes are thrown away, on a network that ends at its own DHCP server.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The image's file, or a block device.
+    pub image: PathBuf,
+    /// The image's format.
+    pub format: Format,
+    /// BIOS or UEFI.
+    pub firmware: Firmware,
+    /// Disk controller and network card.
+    pub hardware: Hardware,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u32,
+    /// The network card's address.
+    pub mac: [u8; 6],
+    /// A second, read-only disk for cloud-init: [`crate::boot::config_drive`].
+    pub config_drive: Option<PathBuf>,
+    /// What runs the guest.
+    pub accelerator: Accelerator,
+}
+
+impl Machine {
+    /// A small cloud machine: virtio, 1 GiB, two processors, a network card address unlike any real one's.
+    pub fn new(image: impl Into<PathBuf>, format: Format) -> Self {
+        Machine {
+            image: image.into(),
+            format,
+            firmware: Firmware::Bios,
+            hardware: Hardware::Virtio,
+            memory_mib: 1024,
+            cpus: 2,
+            mac: [0x52, 0x54, 0x00, 0x48, 0x41, 0x55],
+            config_drive: None,
+            accelerator: Accelerator::Auto,
+        }
+    }
+
+    /// QEMU's arguments. Its control protocol is on file descriptor 0 and the guest's serial port on 1, both sockets,
+    /// so that nothing else can talk to them and nothing is left behind.
+    pub(super) fn arguments(&self, accelerator: Accelerator) -> Result<Vec<String>> {
+        refuse_references(&self.image, self.format)?;
+        let mut words: Vec<String> = Vec::new();
+        let mut add = |option: &str, value: String| {
+            words.push(option.into());
+            words.push(value);
+        };
+        let accel = if accelerator == Accelerator::Kvm { "kvm" } else { "tcg,thread=multi" };
+        words_of_every_machine(&mut add);
+        add("-accel", accel.into());
+        add("-smp", self.cpus.to_string());
+        add("-m", self.memory_mib.to_string());
+        if self.firmware == Firmware::Uefi {
+            let (code, variables) = ovmf()?;
+            add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
+            add("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={variables}"));
+        }
+        let format = match self.format {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        };
+        let image = file_option(&self.image)?;
+        add("-drive", format!("if=none,id=disk,format={format},cache=unsafe,snapshot=on,file={image}"));
+        if let Some(drive) = &self.config_drive {
+            let file = file_option(drive)?;
+            add("-drive", format!("if=none,id=config,format=raw,readonly=on,file={file}"));
+        }
+        let (controller, disk, config, card) = match self.hardware {
+            Hardware::Virtio => (None, "virtio-blk-pci", "virtio-blk-pci", "virtio-net-pci"),
+            Hardware::VirtioScsi => (Some("virtio-scsi-pci"), "scsi-hd", "scsi-cd", "virtio-net-pci"),
+            Hardware::Sata => (Some("ich9-ahci,id=ahci"), "ide-hd,bus=ahci.0", "ide-cd,bus=ahci.1", "e1000"),
+        };
+        if let Some(controller) = controller {
+            add("-device", controller.into());
+        }
+        add("-device", format!("{disk},drive=disk,bootindex=0"));
+        if self.config_drive.is_some() {
+            add("-device", format!("{config},drive=config"));
+        }
+        let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
+        add("-netdev", "user,id=net,restrict=on".into());
+        add("-device", format!("{card},netdev=net,mac={mac},romfile="));
+        Ok(words)
+    }
+}
+
+fn words_of_every_machine(add: &mut impl FnMut(&str, String)) {
+    // graphics=off has the firmware and GRUB's text console speak on the serial port too; the screen stays there.
+    add("-machine", "pc,graphics=off".into());
+    add("-nodefaults", "-no-user-config".into());
+    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into());
+    add("-cpu", "max".into());
+    add("-display", "none".into());
+    add("-vga", "std".into());
+    add("-chardev", "socket,id=qmp,fd=0".into());
+    add("-mon", "chardev=qmp,mode=control".into());
+    add("-chardev", "socket,id=serial,fd=1".into());
+    add("-serial", "chardev:serial".into());
+    // Without it a first boot waits for entropy.
+    add("-device", "virtio-rng-pci".into());
+}
+
+/// `path` as QEMU's `file=`: absolute, so that no part of it is a protocol, with its commas doubled.
+fn file_option(path: &Path) -> Result<String> {
+    let absolute = path.canonicalize().map_err(|error| cannot_open(path).caused_by(error))?;
+    let text = absolute.to_str().ok_or_else(|| cannot_open(path).because("its path is not UTF-8"))?;
+    Ok(text.replace(',', ",,"))
+}
+
+fn cannot_open(path: &Path) -> Error {
+    Error::new(Kind::Image, "boot.open", format!("cannot open {}", path.display()))
+        .fact("path", path.display())
+}
+
+/// Refuses a qcow2 image that would have QEMU open another file: backing file at byte 8, incompatible feature bit 2
+/// (external data file) at byte 72 (QEMU docs/interop/qcow2.rst).
+fn refuse_references(path: &Path, format: Format) -> Result<()> {
+    let mut header = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(80).read_to_end(&mut header))
+        .map_err(|error| cannot_open(path).caused_by(error))?;
+    if format == Format::Raw {
+        return Ok(());
+    }
+    let refused = |why: &str| Err(cannot_open(path).because(why));
+    let word = |at: usize| -> Option<u64> {
+        Some(u64::from_be_bytes(header.get(at..at.checked_add(8)?)?.try_into().ok()?))
+    };
+    match (header.get(..4), word(8), header.get(4..8)) {
+        (Some(b"QFI\xfb"), Some(0), Some(version)) => {
+            let external = version != [0, 0, 0, 2] && word(72).is_none_or(|features| features & 4 != 0);
+            if external { refused("its header at byte 72 names an external data file") } else { Ok(()) }
+        }
+        (Some(b"QFI\xfb"), ..) => {
+            refused("its header at byte 8 names a backing file: convert it to a whole image first")
+        }
+        _ => refused("it has no qcow2 header at byte 0"),
+    }
+}
+
+/// OVMF's code and its empty variables, where distributions put them, as QEMU's `file=`.
+fn ovmf() -> Result<(String, String)> {
+    const PLACES: [(&str, &str); 5] = [
+        ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"), // Debian 12, Ubuntu 24.04
+        ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),       // older
+        ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"), // RHEL, Fedora
+        ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"), // Arch
+        ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"), // SUSE
+    ];
+    PLACES
+        .iter()
+        .find(|(code, variables)| Path::new(code).exists() && Path::new(variables).exists())
+        .map(|(code, variables)| ((*code).to_owned(), (*variables).to_owned()))
+        .ok_or_else(|| {
+            Error::new(Kind::Privilege, "boot.ovmf", "UEFI firmware for QEMU is not installed")
+                .because("it is needed to boot a UEFI image")
+                .remedy("install it: apt-get install ovmf (Debian, Ubuntu) or dnf install edk2-ovmf (RHEL)")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(bytes: &[u8], name: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        (dir, path)
+    }
+
+    fn qcow2(version: u8, backing: u64, features: u64) -> Vec<u8> {
+        let mut header = vec![0; 104];
+        header[..8].copy_from_slice(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, version]);
+        header[8..16].copy_from_slice(&backing.to_be_bytes());
+        header[72..80].copy_from_slice(&features.to_be_bytes());
+        header
+    }
+
+    #[test]
+    fn the_guest_gets_the_disk_and_nothing_to_start_it_by() {
+        let (_dir, path) = image(&[0; 512], "a,file=b.raw");
+        for hardware in [Hardware::Virtio, Hardware::VirtioScsi, Hardware::Sata] {
+            let machine = Machine { hardware, ..Machine::new(&path, Format::Raw) };
+            let words = machine.arguments(Accelerator::Tcg).unwrap();
+            assert!(words.iter().all(|word| !["-kernel", "-initrd", "-append"].contains(&word.as_str())));
+            let disk = words.iter().find(|word| word.contains("id=disk")).unwrap();
+            assert!(disk.contains("snapshot=on") && disk.ends_with("a,,file=b.raw"), "{disk}");
+            let sata = words.iter().any(|word| word.contains("ahci") || word.contains("e1000"));
+            assert_eq!(sata, hardware == Hardware::Sata);
+        }
+    }
+
+    #[test]
+    fn an_image_that_names_another_file_is_refused() {
+        for (header, why) in [
+            (qcow2(2, 512, 0), "backing file"),
+            (qcow2(3, 512, 0), "backing file"),
+            (qcow2(3, 0, 4), "external data file"),
+            (vec![0; 104], "no qcow2 header"),
+            (qcow2(3, 0, 0)[..40].to_vec(), "external data file"),
+        ] {
+            let (_dir, path) = image(&header, "x.qcow2");
+            let error = Machine::new(&path, Format::Qcow2).arguments(Accelerator::Tcg).unwrap_err();
+            assert!(error.kind() == Kind::Image && error.why().contains(why), "{error:?}");
+        }
+        let (_dir, path) = image(&qcow2(2, 0, 4), "x.qcow2");
+        Machine::new(&path, Format::Qcow2).arguments(Accelerator::Tcg).unwrap();
+    }
+
+    #[test]
+    fn a_missing_image_is_named() {
+        let error = Machine::new("/nonexistent.raw", Format::Raw).arguments(Accelerator::Tcg).unwrap_err();
+        assert!(error.what().contains("/nonexistent.raw"));
+    }
+}
