@@ -5,17 +5,24 @@
 
 pub mod error;
 pub mod unit;
-
 pub mod monitor;
-
 pub mod io;
-
-pub mod guest;
 pub mod host;
 pub mod image;
 pub mod layout;
-
-pub mod boot;
-
+pub mod manifest;
 #[cfg(feature = "net")]
 pub mod net;
+#[cfg(feature = "net")]
+pub mod store;
+pub mod source;
+pub mod sink;
+pub mod pipeline;
+pub mod boot;
+pub mod guest;
+#[cfg(feature = "net")]
+pub mod cloud;
+pub mod job;
+#[cfg(feature = "net")]
+pub mod lab;
+pub mod cli;

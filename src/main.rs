@@ -1,8 +1,9 @@
-//! The `haul` command.
+//! The `haul` command: parse, run, print the error once, exit with its code.
 
 fn main() -> std::process::ExitCode {
-    if let Some(code) = haul::guest::internal_entry(std::env::args_os()) {
-        return code;
+    // Before anything else, while there is one thread: the process that owns a copy's mounts is this program too.
+    match haul::guest::internal_entry(std::env::args_os()) {
+        Some(code) => code,
+        None => haul::cli::main(),
     }
-    std::process::ExitCode::SUCCESS
 }

@@ -1,6 +1,6 @@
 //! Fix-ups: plans for phony trees compared with golden diffs, and plans carried out on real file systems.
 //!
-//! The second half needs root, FUSE, loop devices and mkfs.ext4; the last test makes a Debian disk.
+//! The second half needs root, FUSE, loop devices and mkfs.ext4; the last tests make Debian disks and boot them in QEMU.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test: a failure is the finding")]
 
@@ -12,11 +12,13 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use haul::boot::{Accelerator, Expect, Format, Machine, State};
 use haul::guest::disk::{BootMode, FileSystem};
 use haul::guest::inspect::{self, Guest};
 use haul::guest::plan::{Fix, Options, Plan, Severity};
 use haul::guest::tree::{TextVolume, Tree};
 use haul::guest::{self, Setup};
+use haul::host::programs::Programs;
 use haul::image::overlay::Overlay;
 use haul::io::{DiskFile, ReadAt};
 use haul::monitor::{Monitor, Tally};
@@ -58,7 +60,7 @@ fn filesystems() -> Vec<FileSystem> {
         extent: Extent::at(u64::from(partition) << 20, 1 << 20),
         kind: kind.into(),
         uuid: Some(uuid.into()),
-        label: None,
+        label: (kind == "ext4").then(|| "root".into()),
         partition_uuid: None,
         point: point.map(Into::into),
     };
@@ -73,6 +75,9 @@ fn base(id: &str, version: &str, kernel: &str, root: &str, arguments: &str) -> T
         .symlink("/etc/os-release", "../usr/lib/os-release")
         .file("/usr/sbin/mkinitramfs", "")
         .file("/etc/hostname", "source-01\n")
+        .file("/etc/ssh/ssh_host_ed25519_key", "secret")
+        .file("/etc/ssh/ssh_host_ed25519_key.pub", "public")
+        .file("/etc/ssh/ssh_host_rsa_key", "secret")
         .file(&format!("/boot/vmlinuz-{kernel}"), "")
         .file(&format!("/boot/initrd.img-{kernel}"), initramfs(&["ahci", "sd_mod", "ext4"]))
         .file(&format!("/lib/modules/{kernel}/modules.dep"), modules)
@@ -564,23 +569,89 @@ fn killing_the_owner_of_the_mounts_with_dirty_pages_leaves_nothing() {
     kill_at(DIRTY, Victim::Owner, after_dirt);
 }
 
-#[test]
-fn a_real_debian_is_fixed_and_proven() {
-    let disk = PathBuf::from(run("scripts/guests/disk.sh", &[]).trim());
+/// A disk of scripts/guests, and what is known of it.
+fn debian_disk(options: &[&str]) -> (PathBuf, serde_json::Value) {
+    let disk = PathBuf::from(run("scripts/guests/disk.sh", options).trim());
+    let facts = fs::read(disk.with_extension("raw.json")).unwrap();
+    (disk, serde_json::from_slice(&facts).unwrap())
+}
+
+/// Fixes a copy of the disk, proves it, and boots it on virtio hardware only, without a config drive: the beacon's
+/// words, with the identity the source had.
+fn fixed_and_booted(options: &[&str]) -> std::collections::BTreeMap<String, String> {
+    let (disk, facts) = debian_disk(options);
     let before = checksum(&disk);
     let dir = tempfile::tempdir().unwrap();
     let source = opened(&disk);
     let guest = guest::inspect(Arc::clone(&source)).unwrap();
     assert_eq!((guest.os.id.as_str(), guest.arch), ("debian", "x86_64"));
-    assert!(!guest.kernels.is_empty() && guest.kernels.iter().all(|kernel| !kernel.lacking().is_empty()));
+    assert_eq!(guest.kernels.len(), facts["kernels"].as_array().unwrap().len());
+    assert!(guest.kernels.iter().all(|kernel| !kernel.lacking().is_empty()));
     let plan = guest::plan(&guest, &Options::default()).unwrap();
     let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
     let sealed = guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
     gone(dir.path());
+    println!("{plan}{} bytes amended in {} runs", sealed.dirty.bytes(), sealed.dirty.len());
     assert_eq!(checksum(&disk), before);
     let proofs = guest::prove(&plan, overlay.clone()).unwrap();
     assert!(proofs.iter().all(|proof| proof.holds), "{plan}\n{proofs:#?}");
-    let again = guest::plan(&guest::inspect(overlay).unwrap(), &Options::default()).unwrap();
+    let again = guest::plan(&guest::inspect(overlay.clone()).unwrap(), &Options::default()).unwrap();
     assert!(again.is_empty(), "{again}");
-    println!("{plan}{} bytes amended in {} runs", sealed.dirty.bytes(), sealed.dirty.len());
+
+    let copy = dir.path().join("copy.raw");
+    run("cp", &["--sparse=always", disk.to_str().unwrap(), copy.to_str().unwrap()]);
+    let file = fs::OpenOptions::new().write(true).open(&copy).unwrap();
+    for run in sealed.dirty.iter() {
+        let bytes = haul::io::read_vec(&overlay, run.start, usize::try_from(run.len()).unwrap()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, run.start).unwrap();
+    }
+    let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
+    lock.lock().unwrap();
+    let machine = Machine { accelerator: Accelerator::Tcg, ..Machine::new(&copy, Format::Raw) };
+    let outcome = haul::boot::run(
+        &Programs::default(),
+        &machine,
+        Expect::Marker("HAUL-BEACON up".into()),
+        Duration::from_secs(400),
+        &dir.path().join("console.log"),
+        &Tally::default(),
+    )
+    .unwrap();
+    println!("{:?} after {} s", outcome.verdict, outcome.elapsed.as_secs());
+    assert_eq!(outcome.verdict.state, State::Up, "{:?}", outcome.verdict);
+    let pairs = outcome.verdict.evidence.split(' ').filter_map(|word| word.split_once('='));
+    let words: std::collections::BTreeMap<String, String> =
+        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    for (key, value) in facts["identity"].as_object().unwrap() {
+        assert_eq!(words.get(key).map(String::as_str), value.as_str(), "{key}");
+    }
+    assert!(words["root"].starts_with("/dev/vda"), "{words:?}");
+    assert_eq!(words["failed"], "", "{words:?}");
+    words
+}
+
+#[test]
+fn a_real_debian_is_fixed_proven_and_boots_on_virtio_as_itself() {
+    let words = fixed_and_booted(&[]);
+    assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
+fn a_debian_with_two_kernels_and_dep_and_swap_boots_on_virtio() {
+    let words = fixed_and_booted(&["kernels=2", "initramfs=dep", "swap=yes"]);
+    assert!(words["swap"].starts_with("/dev/vda"), "{words:?}");
+}
+
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
+fn a_debian_with_a_full_boot_partition_and_gpt_boots_on_virtio() {
+    fixed_and_booted(&["pt=gpt", "boot=yes", "bootfull=95", "rootref=uuid"]);
+}
+
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
+fn a_debian_with_networkd_and_labels_and_no_cloud_init_boots_on_virtio() {
+    let words = fixed_and_booted(&["net=networkd", "rootref=label", "cloudinit=no"]);
+    assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }

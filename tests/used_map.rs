@@ -119,11 +119,7 @@ const MOUNTABLE: &[(&str, u64, &str)] = &[
     ("ext4 meta_bg 1k", 400, "mkfs.ext4 -b 1024 -O meta_bg,^resize_inode"),
     ("ext4 small groups", 64, "mkfs.ext4 -b 4096 -g 2048 -G 4"),
     ("ext4 odd groups", 64, "mkfs.ext4 -b 1024 -g 1000 -O ^resize_inode"),
-    (
-        "ext4 more features",
-        300,
-        "mkfs.ext4 -O quota,project,mmp,ea_inode,large_dir,inline_data,verity,encrypt",
-    ),
+    ("ext4 more features", 300, "mkfs.ext4 -O mmp,ea_inode,large_dir,inline_data,verity,encrypt"),
     ("ext4 large", 20_000, "mkfs.ext4 -b 4096"),
 ];
 
@@ -152,15 +148,15 @@ fn fresh_and_aged_file_systems_are_mapped_as_dumpe2fs_lists_them() {
 }
 
 #[test]
-fn large_block_sizes_are_mapped_as_dumpe2fs_lists_them() {
+fn what_this_host_cannot_mount_is_mapped_as_dumpe2fs_lists_it() {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
     age(&tree, 7, 60, 300_000);
-    for block in [8192, 16_384, 32_768, 65_536] {
+    for options in ["-b 8192", "-b 16384", "-b 32768", "-b 65536", "-O quota,project,casefold"] {
         let image = dir.path().join("fs");
-        mkfs(&image, 900, &format!("mkfs.ext4 -b {block} -d {}", text(&tree)));
-        assert_map_is_exact(&format!("blocks of {block}"), &image, &dumpe2fs_free(&image));
+        mkfs(&image, 900, &format!("mkfs.ext4 {options} -d {}", text(&tree)));
+        assert_map_is_exact(options, &image, &dumpe2fs_free(&image));
     }
 }
 
@@ -187,7 +183,11 @@ fn dirty_journals_are_replayed_and_no_fsynced_file_is_lost() {
         ("ext4 32bit", "mkfs.ext4 -b 4096 -O ^64bit", ""),
         ("ext4 uninit_bg", "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg", ""),
         ("ext4 sum v1", "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg", "journal_checksum"),
-        ("ext4 async", "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg", "journal_async_commit"),
+        (
+            "ext4 async",
+            "mkfs.ext4 -b 4096 -O ^metadata_csum,uninit_bg",
+            "journal_async_commit,data=writeback",
+        ),
         ("ext4 data=journal", "mkfs.ext4 -b 4096", "data=journal"),
         ("ext4 meta_bg", "mkfs.ext4 -b 1024 -O meta_bg,^resize_inode", ""),
     ];
@@ -249,7 +249,7 @@ fn what_cannot_be_mapped_for_sure_is_copied_whole() {
     File::options().write(true).open(&image).unwrap().set_len(50 * MIB).unwrap();
     whole("truncated", "block count");
 
-    mkfs(&image, 100, "mkfs.ext4");
+    mkfs(&image, 100, "mkfs.ext4 -b 4096");
     let flip = |offset: u64| {
         let file = File::options().read(true).write(true).open(&image).unwrap();
         let mut byte = [0];
@@ -320,7 +320,7 @@ fn journals_written_by_debugfs_are_replayed() {
             .chunks(block)
             .zip(new.chunks(block))
             .zip(0..)
-            .filter(|((old, new), number)| old != new && *number > 1)
+            .filter(|((old, new), number)| old != new && *number != 1024 / block as u64)
             .map(|(_, number)| number)
             .collect();
         let mut script = format!("jo {version}\n");
@@ -492,7 +492,7 @@ fn a_partitioned_disk_is_used_but_for_what_its_file_systems_leave_free() {
     assert_eq!(unused, free);
     assert_eq!(map.used_bytes(), 200 * MIB - free.bytes());
     let names: Vec<_> = map.volumes().iter().map(|v| (v.partition.unwrap(), v.content.name())).collect();
-    assert_eq!(names, [(1, "ext4"), (3, "empty"), (5, "ext3"), (6, "empty"), (7, "empty")]);
+    assert_eq!(names, [(1, "ext4"), (3, "empty"), (4, "empty"), (5, "ext3"), (6, "empty")]);
 }
 
 #[test]
@@ -506,7 +506,7 @@ fn other_contents_are_named_and_copied_whole() {
         ("ntfs", "mkfs.ntfs -q -F -f"),
         ("fat32", "mkfs.fat -F 32"),
         ("fat16", "mkfs.fat -F 16 -s 32"),
-        ("exfat", "mkfs.exfat -q"),
+        ("exfat", "mkfs.exfat"),
         (
             "LUKS1",
             "cryptsetup -q luksFormat --type luks1 --pbkdf-force-iterations 1000 --key-file /etc/os-release",

@@ -78,14 +78,18 @@ printf '%s\n' "label: $label" "${table[@]}" | sfdisk -q "$part"
 
 # --- File systems, with the features of Debian 12 whatever this machine's defaults are.
 root_uuid=$(new_uuid) boot_uuid=$(new_uuid) swap_uuid=$(new_uuid)
-make_ext4() { # START SIZE UUID LABEL MOUNTPOINT
+make_ext4() { # START SIZE UUID LABEL
   mke2fs -q -F -t ext4 -O 64bit,metadata_csum,^orphan_file,^metadata_csum_seed -U "$3" -L "$4" \
     -E "offset=$(($1 * 1048576))" "$part" "$(($2 * 1024))k"
-  mkdir -p "$5"
-  mount -t ext4 -o "loop,offset=$(($1 * 1048576)),sizelimit=$(($2 * 1048576))" "$part" "$5"
 }
-make_ext4 $root_start $root_size "$root_uuid" root "$root"
-[ -z "$boot_number" ] || make_ext4 $boot_start $boot_size "$boot_uuid" boot "$root/boot"
+mount_at() { # START SIZE FOLDER
+  mkdir -p "$3"
+  mount -t ext4 -o "loop,offset=$(($1 * 1048576)),sizelimit=$(($2 * 1048576))" "$part" "$3"
+}
+make_ext4 $root_start $root_size "$root_uuid" root
+[ -z "$boot_number" ] || make_ext4 $boot_start $boot_size "$boot_uuid" boot
+mount_at $root_start $root_size "$root"
+[ -z "$boot_number" ] || mount_at $boot_start $boot_size "$root/boot"
 if [ $swap_size != 0 ]; then
   truncate -s ${swap_size}M "$work/files/swap"
   chmod 600 "$work/files/swap"

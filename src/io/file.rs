@@ -222,6 +222,11 @@ impl OutFile {
         Ok(self.len()? == 0)
     }
 
+    /// Returns once the bytes written before, but not all of the file's metadata, are on stable storage.
+    pub fn sync_data(&self) -> Result<()> {
+        self.buffered.sync_data().map_err(|error| write_error(&self.path, "sync", error))
+    }
+
     fn write_fully(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
         if let Some(direct) = &self.direct
             && aligned(bytes.as_ptr() as usize, bytes.len(), offset)
@@ -241,7 +246,7 @@ fn write_error(path: &Path, verb: &str, error: std::io::Error) -> Error {
     let error = Error::new(Kind::Destination, "io.write", format!("cannot {verb} {}", path.display()))
         .fact("path", path.display())
         .caused_by(error);
-    if full { error.remedy("free space there, then run the same command with --resume") } else { error }
+    if full { error.remedy("free space there and run the same command again") } else { error }
 }
 
 impl WriteAt for OutFile {

@@ -1,6 +1,7 @@
 //! Random access to bytes: the ports [`ReadAt`] and [`WriteAt`], files and devices behind them, and fakes.
 
 pub mod atomic;
+pub mod batch;
 pub mod buffer;
 pub mod fake;
 pub mod file;

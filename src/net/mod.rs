@@ -35,3 +35,20 @@ pub fn spawn<T: Send + 'static>(
 ) -> Result<tokio::task::JoinHandle<T>> {
     Ok(runtime()?.spawn(future))
 }
+
+/// The body of an answer, which may be no longer than `limit` bytes.
+pub async fn body(mut answer: reqwest::Response, limit: u64) -> Result<Vec<u8>> {
+    let failed = |why: String| {
+        Error::new(Kind::Network, "net.body", "the answer was cut short").because(why).retryable()
+    };
+    let mut bytes = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(|error| failed(error.without_url().to_string()))? {
+        let total = u64::try_from(bytes.len() + piece.len()).unwrap_or(u64::MAX);
+        if total > limit {
+            return Err(Error::new(Kind::Network, "net.body", "the answer is too long")
+                .because(format!("it is longer than {limit} bytes")));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}

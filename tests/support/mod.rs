@@ -76,13 +76,19 @@ impl LoopMount {
 impl Drop for LoopMount {
     fn drop(&mut self) {
         let Some(dir) = self.dir.take() else { return };
-        let (code, _, err) = try_run("umount", &[text(dir.path())]);
-        if code != 0 {
-            // Something still runs in it: let it go as soon as that ends. Never remove files under a mount.
-            try_run("umount", &["-l", text(dir.path())]);
-            let kept = dir.keep();
-            if !std::thread::panicking() {
-                panic!("umount {}: {err}", kept.display());
+        // A process another test is just starting may hold a file open between fork and exec: try for a while.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let (code, _, err) = try_run("umount", &[text(dir.path())]);
+            if code == 0 {
+                return;
+            }
+            if Instant::now() > deadline {
+                // Let it go as soon as it can, and never remove files under a mount.
+                try_run("umount", &["-l", text(dir.path())]);
+                let kept = dir.keep();
+                assert!(std::thread::panicking(), "umount {}: {err}", kept.display());
+                return;
             }
         }
     }

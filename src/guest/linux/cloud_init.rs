@@ -17,7 +17,6 @@ datasource_list: [ ConfigDrive, NoCloud, None ]
 preserve_hostname: true
 manage_etc_hosts: false
 ssh_deletekeys: false
-ssh_pwauth: unchanged
 disable_root: false
 users: []
 apt:
@@ -52,6 +51,16 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
         })?;
     }
     let mut text = CONFIG.to_owned();
+    // Else it makes keys of the types the server does not have.
+    let keys = draft.tree().files("/etc/ssh", "_key")?;
+    let types: Vec<&str> = keys
+        .iter()
+        .filter_map(|path| path.strip_prefix("/etc/ssh/ssh_host_")?.strip_suffix("_key"))
+        .filter(|kind| kind.chars().all(|c| c.is_ascii_alphanumeric()))
+        .collect();
+    if !types.is_empty() {
+        text.push_str(&format!("ssh_genkeytypes: [ {} ]\n", types.join(", ")));
+    }
     if options.no_cloud_init_network {
         text.push_str("network:\n  config: disabled\n");
     }

@@ -75,15 +75,17 @@ pub fn fix(cloud: Option<&str>, draft: &mut Draft<'_>) -> Result<()> {
     let ifaces = || all().filter(|block| word(block, 0) == "iface" && is_card(word(block, 1)));
     let primary = ifaces()
         .find(|block| block.lines.iter().any(|line| option(line, &["gateway"]).is_some()))
+        .or_else(|| ifaces().find(|block| word(block, 1) == NIC && word(block, 3) == "dhcp"))
         .or_else(|| ifaces().find(|block| word(block, 3) == "static"))
         .or_else(|| ifaces().next())
         .map(|block| word(block, 1).to_owned());
-    let settled = cloud.is_none()
-        && ifaces().count() == 1
-        && ifaces().all(|b| word(b, 1) == NIC && word(b, 3) == "dhcp" && b.lines.len() == 1);
-    if settled {
-        return Ok(());
-    }
+    // eth0 by DHCP, in the place it should have: it stays as it is.
+    let place = cloud.unwrap_or(MAIN);
+    let settled = primary.as_deref() == Some(NIC)
+        && files.iter().all(|(path, blocks)| {
+            let stanzas = || blocks.iter().filter(|b| word(b, 0) == "iface" && word(b, 1) == NIC);
+            stanzas().all(|b| word(b, 3) == "dhcp" && (path == place || cloud.is_none()))
+        });
     let kept: Vec<String> = ifaces()
         .filter(|block| Some(word(block, 1)) == primary.as_deref())
         .flat_map(|block| &block.lines[1..])
@@ -98,9 +100,15 @@ pub fn fix(cloud: Option<&str>, draft: &mut Draft<'_>) -> Result<()> {
             if word(block, 0) == "source" || word(block, 0) == "source-directory" {
                 has_source |= path == MAIN && block.words.iter().any(|word| word.starts_with(FOLDER));
             }
-            rewrite(block, primary.as_deref(), &mut text);
+            match settled && block.words.iter().any(|word| word == NIC) {
+                true => text.extend(block.lines.iter().map(|line| format!("{line}\n"))),
+                false => rewrite(block, primary.as_deref(), &mut text),
+            }
         }
         if path == MAIN {
+            if settled {
+                draft.write(MAIN, &text, 0o644, DHCP)?;
+            }
             mains = text;
         } else if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             if Some(path.as_str()) != cloud {
@@ -109,6 +117,9 @@ pub fn fix(cloud: Option<&str>, draft: &mut Draft<'_>) -> Result<()> {
         } else if Some(path.as_str()) != cloud {
             draft.write(path, &text, 0o644, DHCP)?;
         }
+    }
+    if settled {
+        return Ok(());
     }
     let mut mains = format!("{}\n", mains.trim_end());
     match cloud {

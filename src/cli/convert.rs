@@ -1,0 +1,156 @@
+//! `haul convert`: a disk or image into an image file.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use clap::ValueEnum;
+
+use super::output::Output;
+use crate::error::{Error, Kind, Result};
+use crate::image::{Compress, Format, Gate};
+use crate::job::convert::{self, Convert};
+use crate::monitor::Counter;
+use crate::source::OnReadError;
+use crate::unit::bytes::human;
+
+/// Convert a disk or image, copying only what its file systems use
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  haul convert /dev/sdb server.qcow2
+  haul convert --compress zstd disk.raw disk.qcow2
+  haul convert -f qcow2 -O raw server.qcow2 server.img
+  haul convert --resume /dev/sdb server.qcow2       go on after an interruption
+
+Blocks that no file system uses are left out and read as zeroes in the copy; --all-blocks copies
+them too. Beside DST a DST.manifest is written: `haul verify DST.manifest DST` proves the copy.")]
+pub struct Arguments {
+    /// A disk such as /dev/sdb, or an image file
+    src: PathBuf,
+    /// The image file to write
+    dst: PathBuf,
+    /// Format of SRC (default: probed; a device is raw)
+    #[arg(short = 'f', value_name = "FORMAT")]
+    from: Option<Format>,
+    /// Format of DST (default: by its extension, else raw)
+    #[arg(short = 'O', value_name = "FORMAT")]
+    to: Option<Format>,
+    /// Compress a qcow2 DST
+    #[arg(long, value_enum, default_value = "none", value_name = "METHOD")]
+    compress: Method,
+    /// Copy blocks that no file system uses, too
+    #[arg(long)]
+    all_blocks: bool,
+    /// The backing file that a qcow2 SRC may read
+    #[arg(long, value_name = "FILE")]
+    backing: Vec<PathBuf>,
+    /// The external data file that a qcow2 SRC may read
+    #[arg(long, value_name = "FILE")]
+    data_file: Vec<PathBuf>,
+    /// Replace DST if it exists
+    #[arg(long)]
+    force: bool,
+    /// Go on with an interrupted conversion of the same SRC with the same options
+    #[arg(long)]
+    resume: bool,
+    /// Copy a disk that is in use; the copy may be torn, and its manifest says so
+    #[arg(long)]
+    inconsistent: bool,
+    /// What to do about unreadable sectors
+    #[arg(long, value_enum, default_value = "fail", value_name = "ACTION")]
+    on_read_error: Action,
+    /// Worker threads (default: one per processor)
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Method {
+    None,
+    Zlib,
+    Zstd,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Action {
+    Fail,
+    Zero,
+}
+
+impl Arguments {
+    fn job(&self) -> Result<Convert> {
+        let format = self.to.unwrap_or_else(|| format_by_extension(&self.dst));
+        let compress = match self.compress {
+            Method::None => Compress::None,
+            Method::Zlib => Compress::Zlib,
+            Method::Zstd => Compress::Zstd,
+        };
+        if format == Format::Raw && compress != Compress::None {
+            return Err(Error::new(Kind::Usage, "convert.compress", "a raw image cannot be compressed")
+                .remedy("leave --compress out, or write a qcow2 image with -O qcow2"));
+        }
+        let gate = self.backing.iter().fold(Gate::closed(), Gate::backing);
+        let gate = self.data_file.iter().fold(gate, Gate::data_file);
+        Ok(Convert {
+            source: self.src.clone(),
+            destination: self.dst.clone(),
+            source_format: self.from,
+            gate,
+            format,
+            compress,
+            all_blocks: self.all_blocks,
+            inconsistent: self.inconsistent,
+            force: self.force,
+            resume: self.resume,
+            on_read_error: match self.on_read_error {
+                Action::Fail => OnReadError::Fail,
+                Action::Zero => OnReadError::Zero,
+            },
+            threads: self.threads.unwrap_or_else(super::default_threads),
+        })
+    }
+}
+
+fn format_by_extension(path: &Path) -> Format {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    extension.parse().unwrap_or(Format::Raw)
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<()> {
+    let job = arguments.job()?;
+    let progress = output.progress();
+    if arguments.dry_run {
+        let plan = convert::dry_run(&job, &progress)?;
+        progress.finish();
+        output.result(&plan, &plan.to_string());
+        return Ok(());
+    }
+    let converted = convert::convert(&job, stop, &progress);
+    progress.finish();
+    let report = converted?;
+    let (read, skipped) = (progress.get(Counter::Read), progress.get(Counter::Skipped));
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "{}: {} {} image of a {} disk",
+        report.destination.display(),
+        human(report.image_bytes),
+        job.format,
+        human(report.size)
+    );
+    let _ = writeln!(
+        text,
+        "read {}, skipped {} unused, in {:.1} s",
+        human(read),
+        human(skipped),
+        progress.elapsed().as_secs_f64()
+    );
+    let _ = writeln!(text, "source root {}", report.source_root.0);
+    let _ = writeln!(text, "manifest    {}", report.manifest.display());
+    output.result(&report, &text);
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! `haul inspect`: what a disk or image is and holds.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::output::Output;
+use crate::error::Result;
+use crate::image::{self, Format, Gate, Info};
+use crate::io::DiskFile;
+use crate::layout::{self, Content, PartitionType, TableKind, Usage, UsedMap};
+use crate::unit::bytes::human;
+
+/// Say what a disk or image is: format, partitions, file systems, bytes in use
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  haul inspect /dev/sda
+  haul inspect --json server.qcow2")]
+pub struct Arguments {
+    /// A disk or an image
+    disk: PathBuf,
+    /// Its format (default: probed; a device is raw)
+    #[arg(short, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// A backing file that a qcow2 image may read
+    #[arg(long, value_name = "FILE")]
+    backing: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Document {
+    image: Info,
+    /// `mbr`, `gpt` or none.
+    table: Option<&'static str>,
+    volumes: Vec<Volume>,
+    /// Bytes a copy reads, by the used maps.
+    used_bytes: Option<u64>,
+    findings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Volume {
+    partition: Option<u32>,
+    start: u64,
+    end: u64,
+    kind: Option<String>,
+    name: Option<String>,
+    bootable: bool,
+    content: String,
+    label: Option<String>,
+    uuid: Option<String>,
+    used_bytes: Option<u64>,
+    whole_because: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let file = DiskFile::open(&arguments.disk)?;
+    let format = arguments.format.or(file.is_device().then_some(Format::Raw));
+    let info = image::inspect(&file, format)?;
+    let gate = arguments.backing.iter().fold(Gate::closed(), Gate::backing);
+    let mut document =
+        Document { image: info, table: None, volumes: Vec::new(), used_bytes: None, findings: Vec::new() };
+    match image::open(&arguments.disk, format, &gate).and_then(|image| layout::used_map(image.disk)) {
+        Ok(map) => describe(&map, &mut document),
+        // The image's own facts are worth printing even when its disk cannot be read.
+        Err(error) => document.findings.push(error.to_string()),
+    }
+    output.result(&document, &text(&arguments.disk.display().to_string(), &document));
+    Ok(())
+}
+
+fn describe(map: &UsedMap, document: &mut Document) {
+    document.table = map.table().map(|table| match table.kind {
+        TableKind::Mbr => "mbr",
+        TableKind::Gpt => "gpt",
+    });
+    document.used_bytes = Some(map.used_bytes());
+    document.findings = map.findings().into_iter().map(|finding| finding.what).collect();
+    let partitions = map.table().map(|table| &table.partitions[..]).unwrap_or_default();
+    for volume in map.volumes() {
+        let partition = partitions.iter().find(|part| Some(part.number) == volume.partition);
+        let (label, uuid) = match &volume.content {
+            Content::Ext(ext) => (Some(ext.label.clone()), Some(ext.uuid.to_string())),
+            Content::Swap(swap) => (Some(swap.label.clone()), Some(swap.uuid.to_string())),
+            _ => (None, None),
+        };
+        let (used_bytes, whole_because) = match &volume.usage {
+            Usage::Mapped { used_bytes } => (Some(*used_bytes), None),
+            Usage::Whole { reason } => (None, Some(reason.clone())),
+        };
+        document.volumes.push(Volume {
+            partition: volume.partition,
+            start: volume.extent.start,
+            end: volume.extent.end,
+            kind: partition.map(|part| match part.kind {
+                PartitionType::Mbr(byte) => format!("{byte:#04x}"),
+                PartitionType::Gpt(guid) => guid.to_string(),
+            }),
+            name: partition.and_then(|part| part.name.clone()),
+            bootable: partition.is_some_and(|part| part.bootable),
+            content: volume.content.name().to_owned(),
+            label: label.filter(|label| !label.is_empty()),
+            uuid,
+            used_bytes,
+            whole_because,
+        });
+    }
+}
+
+fn text(name: &str, document: &Document) -> String {
+    let info = &document.image;
+    let mut text = format!("{name}: {} disk, {}", human(info.virtual_size), info.format);
+    if info.file_size != info.virtual_size {
+        let _ = write!(text, " image of {}", human(info.file_size));
+    }
+    let _ = match document.table {
+        Some(table) => writeln!(text, ", {} partition table", table.to_uppercase()),
+        None => writeln!(text, ", no partition table"),
+    };
+    if let Some(qcow2) = &info.qcow2 {
+        let _ = writeln!(text, "qcow2 version {}, {} clusters", qcow2.version, human(qcow2.cluster_size));
+        if let Some(backing) = &qcow2.backing_file {
+            let _ = writeln!(text, "backing file {backing:?}");
+        }
+    }
+    for volume in &document.volumes {
+        let place = volume.partition.map_or_else(|| "disk".to_owned(), |number| number.to_string());
+        let size = human(volume.end - volume.start);
+        let _ = write!(text, "{place:>4} {size:>11}  {:<10}", volume.content);
+        let _ = match (volume.used_bytes, &volume.whole_because) {
+            (Some(used), _) => write!(text, " {} used", human(used)),
+            (None, Some(why)) => write!(text, " copied whole: {why}"),
+            (None, None) => Ok(()),
+        };
+        if let Some(label) = &volume.label {
+            let _ = write!(text, ", label {label:?}");
+        }
+        let _ = writeln!(text);
+    }
+    if let Some(used) = document.used_bytes {
+        let _ = writeln!(text, "a copy holds {}", human(used));
+    }
+    for finding in &document.findings {
+        let _ = writeln!(text, "finding: {finding}");
+    }
+    text
+}

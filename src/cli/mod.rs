@@ -1,0 +1,117 @@
+//! The command line: raw arguments to a job, its outcome to a person or a program. One file per command.
+
+mod compare;
+mod convert;
+mod inspect;
+mod output;
+mod progress;
+mod verify;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Kind, Result};
+use output::Output;
+
+/// Exit code of a command that did its work but met non-fatal errors, which it listed.
+const WITH_WARNINGS: u8 = 14;
+
+#[derive(Parser)]
+#[command(
+    name = "haul",
+    version,
+    about = "Moves a server's disks, or a disk image, into the cloud: checked, copied, proven",
+    after_help = "Exit codes: 0 done, 1 internal, 2 usage, 3 preflight, 4 source, 5 image, 6 destination, 7 network, \
+                  8 cloud, 9 credentials, 10 mismatch, 11 boot, 12 interrupted (resumable), 13 privileges, \
+                  14 done with warnings"
+)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options every command has.
+#[derive(clap::Args)]
+struct Global {
+    /// Print JSON: one document, or for long work one event a line
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print the result and errors only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more on standard error; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Inspect(inspect::Arguments),
+    Convert(convert::Arguments),
+    Compare(compare::Arguments),
+    Verify(verify::Arguments),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors; clap prints each where it belongs.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_code() } else { 0 });
+        }
+    };
+    start_log(arguments.global.verbose);
+    let output = Output::new(arguments.global.json, arguments.global.quiet);
+    let outcome = stop_on_signal().and_then(|stop| run(&arguments.command, &output, &stop));
+    match outcome {
+        Ok(()) if output.warned() => ExitCode::from(WITH_WARNINGS),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn run(command: &Command, output: &Output, stop: &AtomicBool) -> Result<()> {
+    match command {
+        Command::Inspect(arguments) => inspect::run(arguments, output),
+        Command::Convert(arguments) => convert::run(arguments, output, stop),
+        Command::Compare(arguments) => compare::run(arguments, output),
+        Command::Verify(arguments) => verify::run(arguments, output, stop),
+    }
+}
+
+/// A flag that the first SIGINT or SIGTERM sets; the second ends the process at once.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(|error| {
+                Error::new(Kind::Internal, "signal.register", "cannot listen to signals").caused_by(error)
+            })?;
+    }
+    Ok(stop)
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => return,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+}
+
+/// Worker threads when the user names no number: one for each processor this process may use.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

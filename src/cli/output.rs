@@ -1,0 +1,80 @@
+//! What a person or a program sees: lines or JSON on standard output, errors and notes on standard error.
+
+use std::cell::Cell;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::progress::Progress;
+use crate::error::Error;
+
+/// Where a command's results go.
+pub struct Output {
+    json: bool,
+    quiet: bool,
+    /// Whether events were printed: then the result is an event too.
+    events: Cell<bool>,
+    warned: Arc<AtomicBool>,
+}
+
+impl Output {
+    /// Output as the global options ask for it.
+    pub fn new(json: bool, quiet: bool) -> Self {
+        Output { json, quiet, events: Cell::new(false), warned: Arc::default() }
+    }
+
+    /// The progress monitor of a long piece of work.
+    pub fn progress(&self) -> Progress {
+        self.events.set(self.json);
+        Progress::new(self.json, self.quiet, self.warned.clone())
+    }
+
+    /// Whether a warning was noted.
+    pub fn warned(&self) -> bool {
+        self.warned.load(Ordering::Relaxed)
+    }
+
+    /// Prints the result: `document` as JSON, or the lines of `text`.
+    pub fn result(&self, document: &impl Serialize, text: &str) {
+        if !self.json {
+            return print(text.trim_end());
+        }
+        let value = serde_json::to_value(document).unwrap_or_default();
+        if self.events.get() {
+            print(&json!({"event": "result", "result": value}).to_string());
+        } else {
+            print(&serde_json::to_string_pretty(&value).unwrap_or_default());
+        }
+    }
+
+    /// Prints an error: three lines, or a JSON event.
+    pub fn error(&self, error: &Error) {
+        if self.json {
+            let facts: serde_json::Map<_, _> =
+                error.facts().iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+            return print(
+                &json!({
+                    "event": "error", "id": error.id(), "exit_code": error.kind().exit_code(),
+                    "what": error.what(), "why": error.why(), "do": error.what_to_do(), "facts": facts,
+                })
+                .to_string(),
+            );
+        }
+        let text = format!("haul: {}\n  why: {}\n  do:  {}", error.what(), error.why(), error.what_to_do());
+        // With standard error gone there is no one left to tell.
+        let _ = writeln!(std::io::stderr(), "{}", printable(&text));
+    }
+}
+
+/// Prints to standard output; a reader that went away is no error.
+pub fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{}", printable(text));
+}
+
+/// Names and labels come from disks: control characters in them must not reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}

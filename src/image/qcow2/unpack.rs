@@ -1,0 +1,89 @@
+//! Unpacking of compressed clusters.
+
+use flate2::{Decompress, FlushDecompress};
+use zstd_safe::DCtx;
+
+use super::header::Compression;
+use crate::error::Result;
+use crate::io::ReadAt;
+use crate::unit::{Extent, to_usize};
+
+/// A decompressor, kept between clusters because making one costs as much as a small cluster, and the compressed
+/// bytes it read last.
+pub(super) struct Unpacker {
+    codec: Codec,
+    window: Extent,
+    bytes: Vec<u8>,
+}
+
+enum Codec {
+    Zlib(Decompress),
+    Zstd(DCtx<'static>),
+}
+
+impl Unpacker {
+    pub(super) fn new(compression: Compression) -> Self {
+        let codec = match compression {
+            // QEMU writes with a 4 KiB window; 32 KiB, the largest, also reads what others write.
+            Compression::Zlib => Codec::Zlib(Decompress::new(false)),
+            Compression::Zstd => Codec::Zstd(DCtx::create()),
+        };
+        Unpacker { codec, window: Extent::new(0, 0), bytes: Vec::new() }
+    }
+
+    /// Unpacks the cluster whose compressed bytes are in `packed` of `file` into `cluster`, all of it; `Ok(Err)`
+    /// says why the bytes are no cluster. Reads up to `ahead` bytes for the next clusters.
+    pub(super) fn unpack(
+        &mut self,
+        file: &dyn ReadAt,
+        packed: Extent,
+        ahead: u64,
+        cluster: &mut [u8],
+    ) -> Result<std::result::Result<(), &'static str>> {
+        if !self.window.contains(packed) {
+            let end = packed.end.max(packed.start.saturating_add(ahead)).min(file.size());
+            let window = Extent::new(packed.start, end);
+            self.window = Extent::new(0, 0);
+            self.bytes.resize(to_usize(window.len()), 0);
+            file.read_at(&mut self.bytes, window.start)?;
+            self.window = window;
+        }
+        let from = to_usize(packed.start - self.window.start);
+        let source = &self.bytes[from..from + to_usize(packed.len())];
+        Ok(match &mut self.codec {
+            Codec::Zlib(codec) => inflate(codec, source, cluster),
+            Codec::Zstd(codec) => unzstd(codec, source, cluster),
+        })
+    }
+}
+
+fn inflate(
+    codec: &mut Decompress,
+    source: &[u8],
+    cluster: &mut [u8],
+) -> std::result::Result<(), &'static str> {
+    codec.reset(false);
+    // Bytes after the deflate stream, and output it would give beyond the cluster, are ignored, as in QEMU.
+    match codec.decompress(source, cluster, FlushDecompress::Finish) {
+        Ok(_) if codec.total_out() == cluster.len() as u64 => Ok(()),
+        Ok(_) => Err("it unpacks to less than a cluster"),
+        Err(_) => Err("it is no deflate stream"),
+    }
+}
+
+fn unzstd(codec: &mut DCtx, mut source: &[u8], cluster: &mut [u8]) -> std::result::Result<(), &'static str> {
+    let mut done = 0;
+    // The bytes after the frame are the rest of its last sector: a decoder given them would take them for a frame.
+    while done < cluster.len() {
+        let frame = zstd_safe::find_frame_compressed_size(source).map_err(|_| "it is no zstd frame")?;
+        let (frame, rest) = source.split_at_checked(frame).ok_or("its zstd frame is cut off")?;
+        let unpacked =
+            codec.decompress(&mut cluster[done..], frame).map_err(|_| "its zstd frame is damaged")?;
+        if frame.is_empty() {
+            break;
+        }
+        done += unpacked;
+        source = rest;
+    }
+    if done == cluster.len() { Ok(()) } else { Err("it unpacks to less than a cluster") }
+}

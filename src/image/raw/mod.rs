@@ -1,0 +1,3 @@
+//! Raw: the disk itself, nothing around it.
+
+pub mod writer;

@@ -1,0 +1,3 @@
+//! Whole jobs: each composes source, pipeline, sink and what comes after, and survives being killed at any point.
+
+pub mod convert;

@@ -1,0 +1,126 @@
+//! Proves a copy against its manifest: every listed chunk has its digest, everything else reads as zeroes.
+
+use std::iter::Peekable;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Chunks, Manifest};
+use crate::error::{Error, Kind, Result};
+use crate::io::batch::Geometry;
+use crate::io::{AlignedBuf, ReadAt, is_zero};
+use crate::monitor::{Counter, Monitor};
+use crate::unit::{Digest, Extent, ExtentMap, to_usize};
+
+/// What [`verify`] found.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// Chunks whose bytes are not what the manifest says.
+    pub differing: ExtentMap,
+    /// Bytes of the copy read and compared.
+    pub compared: u64,
+}
+
+/// A batch to look at, with the digests its chunks should have.
+struct Task {
+    extent: Extent,
+    digests: Vec<(u64, Digest)>,
+}
+
+/// Hands out batches in order, leaping over what neither the manifest lists nor the copy holds.
+struct Tasks<'a> {
+    chunks: Peekable<Chunks>,
+    copy: &'a dyn ReadAt,
+    geometry: Geometry,
+    cursor: u64,
+}
+
+impl Tasks<'_> {
+    fn next(&mut self) -> Result<Option<Task>> {
+        let listed = match self.chunks.peek() {
+            Some(Ok((index, _))) => Some(self.geometry.chunk_at(*index).start),
+            Some(Err(_)) => Some(self.cursor),
+            None => None,
+        };
+        let held = self.copy.next_data(self.cursor)?.map(|run| run.start);
+        let Some(start) = listed.into_iter().chain(held).min() else { return Ok(None) };
+        let extent = self.geometry.batch_at(start);
+        if extent.is_empty() {
+            return Ok(None);
+        }
+        let mut digests = Vec::new();
+        while let Some(entry) = self
+            .chunks
+            .next_if(|entry| !matches!(entry, Ok((index, _)) if index * self.geometry.chunk >= extent.end))
+        {
+            digests.push(entry?);
+        }
+        self.cursor = extent.end;
+        Ok(Some(Task { extent, digests }))
+    }
+}
+
+/// Reads `copy` with `threads` threads and compares it with `manifest`.
+pub fn verify(
+    manifest: &Manifest,
+    copy: &dyn ReadAt,
+    threads: usize,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<Verdict> {
+    let geometry = manifest.geometry();
+    // A qcow2 image rounds its size up to whole sectors.
+    if copy.size().next_multiple_of(512) != geometry.size.next_multiple_of(512) {
+        return Err(Error::new(Kind::Mismatch, "verify.size", format!("{} has the wrong size", copy.name()))
+            .because(format!("it is {} bytes long, the manifest says {}", copy.size(), geometry.size)));
+    }
+    monitor.begin("verify", Some(geometry.size));
+    let tasks = Mutex::new(Tasks { chunks: manifest.chunks()?.peekable(), copy, geometry, cursor: 0 });
+    let verdict = Mutex::new(Verdict::default());
+    let work = || -> Result<()> {
+        let mut buf = AlignedBuf::new(to_usize(geometry.batch()));
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::new(Kind::Interrupted, "interrupted", "verification was stopped"));
+            }
+            let Some(task) = lock(&tasks).next()? else { return Ok(()) };
+            let readable = task.extent.intersect(Extent::new(0, copy.size()));
+            let bytes = &mut buf[..to_usize(task.extent.len())];
+            let (head, tail) = bytes.split_at_mut(to_usize(readable.len()));
+            copy.read_at(head, readable.start)?;
+            tail.fill(0);
+            let differing = differing(&task, bytes, &geometry);
+            monitor.count(Counter::Read, task.extent.len());
+            monitor.advance(task.extent.end);
+            let mut verdict = lock(&verdict);
+            verdict.compared += task.extent.len();
+            verdict.differing.extend(differing);
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_| {
+                Err(Error::new(Kind::Internal, "verify.thread", "a verification thread panicked"))
+            })
+        })
+    })?;
+    monitor.advance(geometry.size);
+    Ok(verdict.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn differing(task: &Task, bytes: &[u8], geometry: &Geometry) -> Vec<Extent> {
+    let first = task.extent.start / geometry.chunk;
+    let mut digests = task.digests.iter().peekable();
+    (first..)
+        .zip(bytes.chunks(to_usize(geometry.chunk)))
+        .filter(|(index, chunk)| match digests.next_if(|(listed, _)| listed == index) {
+            Some((_, digest)) => Digest::of(chunk) != *digest,
+            None => !is_zero(chunk),
+        })
+        .map(|(index, _)| geometry.chunk_at(index))
+        .collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,100 @@
+//! Where packed batches go: an image laid out by its encoder into a destination that takes bytes in order.
+
+pub mod image_file;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::io::batch::{Encoder, Pack, PackedBatch, Piece};
+use crate::manifest::journal::{BatchRecord, Journal, Record};
+
+/// The end of the data path. Batches come in the order of the disk.
+pub trait Sink: Send {
+    /// A packer for one worker thread.
+    fn packer(&self) -> Result<Box<dyn Pack>>;
+
+    /// Takes the next batch. What is safe, and when, the destination tells the journal.
+    fn put(&mut self, batch: &PackedBatch) -> Result<()>;
+
+    /// Returns once everything put is safe and on record: before a pause.
+    fn settle(&mut self) -> Result<()>;
+
+    /// Ends the image. It is complete and safe when this returns, and has no final name yet.
+    fn finish(self: Box<Self>) -> Result<Sealed>;
+}
+
+/// A complete image, safe at its destination.
+#[derive(Debug)]
+pub struct Sealed {
+    /// Length of the image in bytes.
+    pub bytes: u64,
+}
+
+/// Takes the bytes of an image in order; the front, whose room is left out at first, comes last.
+pub trait Destination: Send {
+    /// Takes the next bytes.
+    fn append(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Takes so many zero bytes.
+    fn zeros(&mut self, count: u64) -> Result<()>;
+
+    /// All of a batch was appended and is in the journal: a border at which a part may be cut or a sync begun.
+    fn batch_border(&mut self) -> Result<()>;
+
+    /// Returns once everything appended is safe and the journal says so.
+    fn settle(&mut self) -> Result<()>;
+
+    /// Writes the front and ends the image; returns its length in bytes.
+    fn finish(self: Box<Self>, front: Vec<u8>) -> Result<u64>;
+}
+
+/// An image in one of haul's formats.
+pub struct ImageSink {
+    encoder: Box<dyn Encoder>,
+    destination: Box<dyn Destination>,
+    journal: Arc<Journal>,
+}
+
+impl ImageSink {
+    /// An image laid out by `encoder`, which stands where `destination` stands, on record in `journal`.
+    pub fn new(encoder: Box<dyn Encoder>, destination: Box<dyn Destination>, journal: Arc<Journal>) -> Self {
+        ImageSink { encoder, destination, journal }
+    }
+
+    fn place(&mut self, pieces: Vec<Piece>, data: &[u8]) -> Result<()> {
+        pieces.into_iter().try_for_each(|piece| match piece {
+            Piece::Meta(bytes) => self.destination.append(&bytes),
+            Piece::Data(range) => self.destination.append(&data[range]),
+            Piece::Zeros(count) => self.destination.zeros(count),
+        })
+    }
+}
+
+impl Sink for ImageSink {
+    fn packer(&self) -> Result<Box<dyn Pack>> {
+        self.encoder.packer()
+    }
+
+    fn put(&mut self, batch: &PackedBatch) -> Result<()> {
+        let pieces = self.encoder.put(batch.extent, &batch.cells)?;
+        self.place(pieces, &batch.buf)?;
+        if batch.digests.iter().any(Option::is_some) || batch.before.is_some() {
+            self.journal.append(&Record::Batch(BatchRecord::of(
+                batch,
+                self.encoder.position(),
+                self.encoder.cells_matter(),
+            )))?;
+        }
+        self.destination.batch_border()
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.destination.settle()
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Sealed> {
+        let (pieces, front) = self.encoder.finish()?;
+        self.place(pieces, &[])?;
+        Ok(Sealed { bytes: self.destination.finish(front)? })
+    }
+}
