@@ -1,5 +1,9 @@
 //! The `haul` command: parse, run, print the error once, exit with its code.
 
 fn main() -> std::process::ExitCode {
-    haul::cli::main()
+    // Before anything else, while there is one thread: the process that owns a copy's mounts is this program too.
+    match haul::guest::internal_entry(std::env::args_os()) {
+        Some(code) => code,
+        None => haul::cli::main(),
+    }
 }

@@ -1,1 +1,19 @@
 //! Fixing the copy of a server so that it boots in the cloud: inspect, plan, apply, prove.
+//!
+//! Everything up to the plan is read from the disk without mounting anything, and is data; only [`apply()`]
+//! touches anything, and that is an overlay.
+
+pub mod apply;
+pub mod disk;
+pub mod ext;
+pub mod initramfs;
+pub mod inspect;
+pub mod linux;
+pub mod plan;
+pub mod prove;
+pub mod tree;
+
+pub use apply::{Setup, apply, internal_entry};
+pub use inspect::{Guest, inspect};
+pub use plan::{Finding, Fix, Options, Plan, Severity, plan};
+pub use prove::{Proof, prove};

@@ -1,0 +1,490 @@
+//! Carries out a plan on an overlay.
+//!
+//! Three processes. This one serves the overlay by FUSE and holds no mount. A child of it owns a mount namespace:
+//! there it mounts FUSE, a loop device over each file system, and the guest's tree. A child of that is locked into
+//! the guest's tree, edits its files and runs its programs. Each dies with its parent, so a kill anywhere takes
+//! every mount, loop device and connection with it; the overlay stays unsealed and is thrown away.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::initramfs;
+use super::plan::{Fix, Plan, PlannedMount};
+use crate::error::{Error, Kind, Result};
+use crate::host::child::{self, Guarded};
+use crate::host::export::{self, FuseDevice, MemoryLock};
+use crate::host::loopdev::LoopDevice;
+use crate::host::namespace::{self, Limits};
+use crate::image::overlay::{Overlay, Sealed};
+use crate::monitor::{Level, Monitor};
+use crate::unit::{Extent, GIB, MIB};
+
+/// The hidden first argument that makes `haul` the owner of the mounts.
+const ENTRY: &str = "internal-guest-mounts";
+/// The name of the exported file: udev's rule knows the loop devices over it by this name.
+const EXPORT: &str = "haul-guest-copy";
+/// How long all of a plan may take.
+const TIME: Duration = Duration::from_secs(30 * 60);
+/// How long one program of the guest may take.
+const TOOL_TIME: Duration = Duration::from_secs(15 * 60);
+/// What the guest's programs may use.
+const LIMITS: Limits = Limits { memory: 2 * GIB, processes: 512, time: TIME };
+/// Room left in a file system after a new initramfs, in bytes.
+const MARGIN: u64 = MIB;
+/// Longest line of the protocol between the processes, in bytes.
+const MAX_LINE: u64 = 64 << 10;
+
+/// What applying needs of its surroundings.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// An empty folder of haul's own; mount points lie in it.
+    pub folder: PathBuf,
+    /// The `haul` program, which starts itself again.
+    pub program: PathBuf,
+}
+
+impl Setup {
+    /// `folder`, and the running program.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Setup { folder: folder.into(), program: "/proc/self/exe".into() }
+    }
+}
+
+/// What the child is to do.
+#[derive(Serialize, Deserialize)]
+struct Task {
+    parent: i32,
+    folder: PathBuf,
+    plan: Plan,
+}
+
+/// What the children say, one line of JSON each.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "kebab-case")]
+enum Say {
+    /// FUSE is mounted: serve it.
+    Mounted,
+    /// The step of this number is done.
+    Step { number: u64, text: String },
+    /// Something failed.
+    Failed { id: String, what: String, why: String, remedy: String },
+    /// Everything is done, written and unmounted.
+    Done,
+}
+
+impl Say {
+    fn failed(error: &Error) -> Self {
+        Say::Failed {
+            id: error.id().to_owned(),
+            what: error.what().to_owned(),
+            why: error.why(),
+            remedy: error.what_to_do().to_owned(),
+        }
+    }
+
+    fn send(&self) -> bool {
+        let Ok(line) = serde_json::to_string(self) else { return false };
+        let mut out = std::io::stdout().lock();
+        // One write: the lines of two processes must not mix.
+        out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush()).is_ok()
+    }
+}
+
+/// Carries out `plan` on `overlay` and seals it. Needs root, FUSE and loop devices. A plan with nothing to do
+/// seals the overlay as it is. Fails without sealing when any step fails.
+pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn Monitor) -> Result<Sealed> {
+    if plan.is_empty() || overlay.is_sealed() {
+        return overlay.seal();
+    }
+    monitor.begin("fix", Some(plan.fixes.len() as u64));
+    let folder = fs::canonicalize(&setup.folder).map_err(|error| folder_error(&setup.folder, error))?;
+    let _lock = MemoryLock::new();
+    let _rule = UdevRule::write();
+    let fuse = FuseDevice::open()?;
+    let task = Task { parent: std::process::id().cast_signed(), folder: folder.clone(), plan: plan.clone() };
+    let bytes = serde_json::to_vec(&task).map_err(|error| {
+        Error::new(Kind::Internal, "guest.task", "cannot write the task").caused_by(error)
+    })?;
+    let task_file = folder.join("task.json");
+    crate::io::atomic::write(&task_file, &bytes)?;
+
+    let device = fuse.as_fd().try_clone_to_owned().map_err(|error| folder_error(&folder, error))?;
+    let mut command = Command::new(&setup.program);
+    command
+        .arg(ENTRY)
+        .arg(&task_file)
+        .env_clear()
+        .stdin(Stdio::from(device))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = Guarded::spawn(&mut command)?;
+    // The command still holds the descriptor given to the child.
+    drop(command);
+    let served = listen(&mut child, fuse, overlay, monitor);
+    // The namespace goes with the child; the server ends when the last mount of it is gone.
+    let status = served.as_ref().is_ok().then(|| child.child().wait());
+    child.kill();
+    let (outcome, server) = match served {
+        Ok(server) => (Ok(()), server),
+        Err((error, server)) => (Err(error), server),
+    };
+    if let Some(server) = server {
+        // However it ended: what counts is that nothing is being served any more.
+        let _ = server.join();
+    }
+    let _ = fs::remove_file(&task_file);
+    outcome?;
+    match status {
+        Some(Ok(status)) if status.success() => overlay.seal(),
+        status => {
+            Err(Error::new(Kind::Internal, "guest.child", "the process that held the copy's mounts failed")
+                .because(format!("{status:?}")))
+        }
+    }
+}
+
+type Server = std::thread::JoinHandle<std::io::Result<()>>;
+
+/// Serves FUSE when the child has mounted it, and follows what it says to the end.
+fn listen(
+    child: &mut Guarded,
+    fuse: FuseDevice,
+    overlay: &Arc<Overlay>,
+    monitor: &dyn Monitor,
+) -> std::result::Result<Option<Server>, (Error, Option<Server>)> {
+    let mut fuse = Some(fuse);
+    let mut server = None;
+    let broken = |why: String| {
+        Error::new(Kind::Internal, "guest.child", "the process that held the copy's mounts ended early")
+            .because(why)
+    };
+    let Some(output) = child.child().stdout.take() else {
+        return Err((broken("it has no output".into()), None));
+    };
+    let mut lines = BufReader::new(output);
+    loop {
+        let mut line = String::new();
+        match (&mut lines).take(MAX_LINE).read_line(&mut line) {
+            Ok(0) => return Err((broken("it was killed, or could not start".into()), server)),
+            Ok(_) => {}
+            Err(error) => return Err((broken(error.to_string()), server)),
+        }
+        match serde_json::from_str(&line) {
+            Ok(Say::Mounted) => {
+                let disk: Arc<dyn export::Disk> = Arc::clone(overlay) as Arc<dyn export::Disk>;
+                server = fuse.take().map(|fuse| fuse.serve(disk));
+            }
+            Ok(Say::Step { number, text }) => {
+                monitor.advance(number);
+                monitor.note(Level::Info, &text);
+            }
+            Ok(Say::Failed { id, what, why, remedy }) => {
+                let error =
+                    Error::new(Kind::Image, "guest.apply", what).because(why).remedy(remedy).fact("step", id);
+                return Err((error, server));
+            }
+            Ok(Say::Done) => return Ok(server),
+            Err(error) => return Err((broken(error.to_string()), server)),
+        }
+    }
+}
+
+fn folder_error(folder: &Path, error: std::io::Error) -> Error {
+    Error::new(Kind::Destination, "guest.folder", format!("cannot use {}", folder.display())).caused_by(error)
+}
+
+/// A udev rule, for as long as it lives, by which the host leaves loop devices over the copy alone: no by-uuid
+/// link moves to a twin, nothing is activated or mounted.
+struct UdevRule(Option<PathBuf>);
+
+impl UdevRule {
+    fn write() -> Self {
+        let folder = Path::new("/run/udev/rules.d");
+        if !Path::new("/run/udev").is_dir() || fs::create_dir_all(folder).is_err() {
+            return UdevRule(None);
+        }
+        let path = folder.join("59-haul-guest-copy.rules");
+        let rule = format!(
+            "SUBSYSTEM==\"block\", KERNEL==\"loop*\", ATTR{{loop/backing_file}}==\"*/{EXPORT}\", \
+             ENV{{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}}=\"1\", ENV{{SYSTEMD_READY}}=\"0\", \
+             ENV{{UDISKS_IGNORE}}=\"1\"\n"
+        );
+        match fs::write(&path, rule) {
+            Ok(()) => {
+                reload_udev();
+                UdevRule(Some(path))
+            }
+            Err(_) => UdevRule(None),
+        }
+    }
+}
+
+fn reload_udev() {
+    // udev notices a new file by itself within seconds; asked, it does so at once.
+    for program in ["/usr/bin/udevadm", "/bin/udevadm", "/sbin/udevadm"] {
+        if Path::new(program).exists() {
+            let mut command = Command::new(program);
+            command.args(["control", "--reload"]).env_clear().stdin(Stdio::null());
+            let _ = child::run(&mut command, Duration::from_secs(10));
+            return;
+        }
+    }
+}
+
+impl Drop for UdevRule {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = fs::remove_file(path);
+            reload_udev();
+        }
+    }
+}
+
+/// The entry of the process that owns the mounts: `Some` when `arguments` ask for it. To be called first in
+/// `main`, before any thread exists.
+pub fn internal_entry(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let mut arguments = arguments.into_iter().skip(1);
+    if arguments.next()? != ENTRY {
+        return None;
+    }
+    let outcome = match arguments.next() {
+        Some(task) => own_mounts(Path::new(&task)),
+        None => Err(Error::new(Kind::Usage, "guest.task", "this is no command for people")),
+    };
+    let said = match outcome {
+        Ok(true) => Say::Done.send(),
+        // The box has said why.
+        Ok(false) => false,
+        Err(error) => {
+            Say::failed(&error).send();
+            false
+        }
+    };
+    Some(if said { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Mounts everything, lets the box work, unmounts everything.
+fn own_mounts(task: &Path) -> Result<bool> {
+    let bytes = fs::read(task).map_err(|error| folder_error(task, error))?;
+    let task: Task = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::new(Kind::Internal, "guest.task", "cannot read the task").caused_by(error))?;
+    namespace::die_with_parent(nix::unistd::Pid::from_raw(task.parent))?;
+    namespace::own_mounts()?;
+    namespace::scratch(&task.folder)?;
+    let export = task.folder.join(EXPORT);
+    export::mount(std::io::stdin().as_fd(), &export)?;
+    // From now on only the server holds the connection: its death ends it.
+    namespace::drop_stdin()?;
+    Say::Mounted.send();
+
+    let disk = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(&export)
+        .map_err(|error| folder_error(&export, error))?;
+    let root = task.folder.join("root");
+    fs::create_dir(&root).map_err(|error| folder_error(&root, error))?;
+    let mut mounted = Vec::new();
+    for mount in &task.plan.mounts {
+        mounted.push((mount.point.clone(), mount_one(&disk, mount, &root)?));
+    }
+    let fixes = &task.plan.fixes;
+    let done = namespace::confined(&root, LIMITS, || in_the_box(fixes))?;
+    while let Some((point, device)) = mounted.pop() {
+        let point = root.join(point.trim_start_matches('/'));
+        namespace::unmount(&point)?;
+        drop(device);
+    }
+    drop(disk);
+    namespace::unmount(&export)?;
+    Ok(done)
+}
+
+fn mount_one(disk: &File, mount: &PlannedMount, root: &Path) -> Result<LoopDevice> {
+    let device = LoopDevice::attach(disk, Extent::new(mount.start, mount.end), false)?;
+    namespace::mount_beneath(device.path(), &mount.kind, root, &mount.point, "")?;
+    Ok(device)
+}
+
+/// The steps, in the guest's tree.
+fn in_the_box(fixes: &[Fix]) -> bool {
+    for (i, fix) in fixes.iter().enumerate() {
+        match step(fix) {
+            Ok(text) => {
+                Say::Step { number: i as u64 + 1, text }.send();
+            }
+            Err(error) => {
+                Say::failed(&error).send();
+                return false;
+            }
+        }
+    }
+    true
+}
+
+fn step(fix: &Fix) -> Result<String> {
+    match fix {
+        Fix::Edit { path, old, new, .. } => {
+            expect(path, old)?;
+            // In place: owner, mode, links, attributes and labels stay what they are.
+            write_in_place(path, new.as_bytes())?;
+            Ok(format!("edited {path}"))
+        }
+        Fix::Create { path, text, mode, .. } => {
+            if let Some((folder, _)) = path.rsplit_once('/') {
+                fs::create_dir_all(if folder.is_empty() { "/" } else { folder })
+                    .map_err(|error| step_error("make the folder of", path, error))?;
+            }
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(*mode)
+                .open(path)
+                .and_then(|mut file| file.write_all(text.as_bytes()))
+                .map_err(|error| step_error("make", path, error))?;
+            Ok(format!("made {path}"))
+        }
+        Fix::Remove { path, old, .. } => {
+            expect(path, old)?;
+            fs::remove_file(path).map_err(|error| step_error("remove", path, error))?;
+            Ok(format!("removed {path}"))
+        }
+        Fix::Initramfs { kernel, image, modules, .. } => {
+            rebuild(kernel, image, modules)?;
+            Ok(format!("built {image}"))
+        }
+    }
+}
+
+fn step_error(verb: &str, path: &str, error: std::io::Error) -> Error {
+    let full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+    let error =
+        Error::new(Kind::Image, "guest.step", format!("cannot {verb} the guest's {path}")).caused_by(error);
+    if full { error.remedy("free space in that file system of the source, then try again") } else { error }
+}
+
+/// Fails unless the file holds what the plan saw.
+fn expect(path: &str, old: &str) -> Result<()> {
+    let meta = fs::symlink_metadata(path).map_err(|error| step_error("find", path, error))?;
+    if !meta.file_type().is_file() || meta.file_type().is_fifo() || meta.len() != old.len() as u64 {
+        return Err(changed(path));
+    }
+    match fs::read(path) {
+        Ok(text) if text == old.as_bytes() => Ok(()),
+        Ok(_) => Err(changed(path)),
+        Err(error) => Err(step_error("read", path, error)),
+    }
+}
+
+fn changed(path: &str) -> Error {
+    Error::new(
+        Kind::Source,
+        "guest.changed",
+        format!("the guest's {path} is not what the plan was made from"),
+    )
+    .remedy("make the plan again from this copy")
+}
+
+fn write_in_place(path: &str, bytes: &[u8]) -> Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(|error| step_error("write", path, error))
+}
+
+/// A program of the guest, with nothing of the host's environment.
+fn guest_program(candidates: &[&str]) -> Result<Command> {
+    let found = candidates.iter().find(|path| Path::new(path).exists()).ok_or_else(|| {
+        Error::new(Kind::Image, "guest.no-tool", format!("the guest has no {}", candidates[0]))
+            .remedy("install initramfs-tools in the source, then try again")
+    })?;
+    let mut command = Command::new(found);
+    command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C")
+        .env("HOME", "/root")
+        .env("TMPDIR", "/var/tmp")
+        .current_dir("/")
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Builds the initramfs aside, looks into it, and puts it in the old one's place: /boot never has to hold both.
+fn rebuild(kernel: &str, image: &str, modules: &[String]) -> Result<()> {
+    let aside = format!("/var/tmp/haul-initramfs-{}", std::process::id());
+    let mut command = guest_program(&["/usr/sbin/mkinitramfs", "/sbin/mkinitramfs"])?;
+    command.arg("-o").arg(&aside).arg(kernel);
+    let built = child::run(&mut command, TOOL_TIME).and_then(child::Finished::success);
+    let replaced = built.map_err(|error| {
+        Error::new(Kind::Image, "guest.mkinitramfs", format!("cannot build the initramfs of kernel {kernel}"))
+            .because(format!("{}: {}", error.what(), error.why()))
+            .remedy("run `update-initramfs -u -k VERSION` in the source to see more; free space in /var/tmp is needed")
+    });
+    let replaced = replaced.and_then(|_| replace(&aside, image, kernel, modules));
+    let _ = fs::remove_file(&aside);
+    replaced
+}
+
+fn replace(aside: &str, image: &str, kernel: &str, modules: &[String]) -> Result<()> {
+    let file = File::open(aside).map_err(|error| step_error("read", aside, error))?;
+    let size = file.metadata().map_err(|error| step_error("read", aside, error))?.len();
+    let found = initramfs::read(file, image)?;
+    if let Some(absent) = modules.iter().find(|module| !found.modules.contains(*module)) {
+        return Err(Error::new(Kind::Image, "guest.mkinitramfs", format!("the new {image} has no {absent}"))
+            .because(format!("mkinitramfs left it out for kernel {kernel}"))
+            .remedy("look for a hook or setting of the guest in /etc/initramfs-tools that excludes it"));
+    }
+    let old = fs::symlink_metadata(image).map_err(|error| step_error("find", image, error))?;
+    if !old.file_type().is_file() {
+        return Err(changed(image));
+    }
+    let folder = Path::new(image).parent().unwrap_or(Path::new("/"));
+    let stat =
+        nix::sys::statvfs::statvfs(folder).map_err(|error| step_error("measure", image, error.into()))?;
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    if size + MARGIN > free.saturating_add(old.len()) {
+        return Err(Error::new(Kind::Image, "guest.boot-full", format!("no room for the new {image}"))
+            .because(format!(
+                "it has {size} bytes; its file system has {free} free, and the old one frees {}",
+                old.len()
+            ))
+            .remedy("remove an old kernel from the source's /boot (apt-get autoremove), then try again")
+            .fact("needed", size)
+            .fact("free", free));
+    }
+    let mut from = File::open(aside).map_err(|error| step_error("read", aside, error))?;
+    OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(image)
+        .and_then(|mut to| std::io::copy(&mut from, &mut to))
+        .map_err(|error| step_error("write", image, error))?;
+    note_checksum(kernel, image)
+}
+
+/// update-initramfs keeps a checksum of what it made, and leaves alone what does not match it.
+fn note_checksum(kernel: &str, image: &str) -> Result<()> {
+    let record = format!("/var/lib/initramfs-tools/{kernel}");
+    if !fs::symlink_metadata(&record).is_ok_and(|meta| meta.is_file()) {
+        return Ok(());
+    }
+    let mut command = guest_program(&["/usr/bin/sha1sum"])?;
+    command.arg(image);
+    let output = child::run(&mut command, TOOL_TIME)?.success()?;
+    write_in_place(&record, &output.stdout)
+}

@@ -1,0 +1,179 @@
+//! A disk taken apart: its file systems by partition, and the guest's tree put together from them.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::ext::ExtVolume;
+use super::linux::fstab;
+use super::tree::{Tree, Volume};
+use crate::error::{Error, Kind, Result};
+use crate::io::{ReadAt, Window};
+use crate::layout::{self, PartitionType};
+use crate::unit::Extent;
+
+/// EFI system partition (UEFI specification, 5.3.3).
+const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
+/// GRUB's BIOS boot partition.
+const BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
+/// The MBR's type of an EFI system partition.
+const MBR_ESP: u8 = 0xef;
+
+/// A file system or swap space on the disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSystem {
+    /// The partition's number; `None` when it fills the whole disk.
+    pub partition: Option<u32>,
+    /// Where it is, in bytes.
+    #[serde(skip, default = "nowhere")]
+    pub extent: Extent,
+    /// What it is: `ext4`, `swap`, or another name.
+    pub kind: String,
+    /// Its UUID, in lower case.
+    pub uuid: Option<String>,
+    /// Its label.
+    pub label: Option<String>,
+    /// The partition's own UUID (GPT), in lower case.
+    pub partition_uuid: Option<String>,
+    /// Where the guest mounts it, if it is part of its tree.
+    pub point: Option<String>,
+}
+
+fn nowhere() -> Extent {
+    Extent::new(0, 0)
+}
+
+/// How a disk boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootMode {
+    /// By the BIOS, from the first sector.
+    Bios,
+    /// By UEFI, from the EFI system partition.
+    Uefi,
+}
+
+/// A disk taken apart.
+pub struct Opened {
+    /// The guest's files.
+    pub tree: Tree,
+    /// Everything recognised on the disk.
+    pub filesystems: Vec<FileSystem>,
+    /// How it boots.
+    pub boot: BootMode,
+}
+
+/// Finds the guest on `disk`: its root is the file system with /etc/fstab or /etc/os-release, the rest follows
+/// fstab. Fails when there is no root, or more than one.
+pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
+    let (mut filesystems, boot) = file_systems(&disk)?;
+    let mut roots = Vec::new();
+    for (i, fs) in filesystems.iter().enumerate() {
+        if !fs.kind.starts_with("ext") {
+            continue;
+        }
+        let volume = volume(&disk, fs)?;
+        if volume.node("/etc/os-release")?.or(volume.node("/etc/fstab")?).is_some() {
+            roots.push((i, volume));
+        }
+    }
+    let no_root = |why: &str| {
+        Error::new(Kind::Image, "guest.no-root", format!("cannot find a Linux system on {}", disk.name()))
+            .because(why)
+            .remedy("haul fixes systems with one ext2/3/4 root; `haul inspect` shows what is on the disk")
+            .fact("disk", disk.name())
+    };
+    let (root, volume_of_root) = match roots.len() {
+        0 => return Err(no_root("no ext2/3/4 file system has /etc/os-release or /etc/fstab")),
+        1 => roots.remove(0),
+        _ => return Err(no_root("more than one file system has /etc/os-release")),
+    };
+    let mut tree = Tree::new(Box::new(volume_of_root));
+    filesystems[root].point = Some("/".into());
+    let entries = fstab::parse(&tree.text("/etc/fstab")?.unwrap_or_default());
+    let names = fstab::Names::new(&filesystems, fstab::root_spec(&entries));
+    let mut points: Vec<(String, usize)> = Vec::new();
+    for entry in &entries {
+        if let Some(i) = names.find(&entry.spec)
+            && entry.point.starts_with('/')
+            && entry.point != "/"
+            && i != root
+            && filesystems[i].kind.starts_with("ext")
+            && points.iter().all(|(point, at)| *point != entry.point && *at != i)
+        {
+            points.push((entry.point.trim_end_matches('/').to_owned(), i));
+        }
+    }
+    points.sort();
+    for (point, i) in points {
+        // A mount point is a folder of the guest, and no link: what it hides must be what the guest hides.
+        if tree.resolve(&point)?.as_deref() == Some(point.as_str()) {
+            tree.mount(&point, Box::new(volume(&disk, &filesystems[i])?));
+            filesystems[i].point = Some(point);
+        }
+    }
+    Ok(Opened { tree, filesystems, boot })
+}
+
+fn volume(disk: &Arc<dyn ReadAt>, fs: &FileSystem) -> Result<ExtVolume> {
+    ExtVolume::open(window(disk, fs))
+}
+
+fn window(disk: &Arc<dyn ReadAt>, fs: &FileSystem) -> Window<Arc<dyn ReadAt>> {
+    let name = match fs.partition {
+        Some(number) => format!("partition {number} of {}", disk.name()),
+        None => disk.name(),
+    };
+    Window::new(Arc::clone(disk), fs.extent, name)
+}
+
+/// What is on the disk, and how it boots.
+pub fn file_systems(disk: &Arc<dyn ReadAt>) -> Result<(Vec<FileSystem>, BootMode)> {
+    let Some(table) = layout::read_table(disk)? else {
+        let whole = Extent::new(0, disk.size());
+        return Ok((vec![file_system(disk, None, whole, None)?], BootMode::Bios));
+    };
+    let mut found = Vec::new();
+    let (mut esp, mut bios_boot) = (false, false);
+    for part in &table.partitions {
+        match part.kind {
+            PartitionType::Mbr(kind) => esp |= kind == MBR_ESP,
+            PartitionType::Gpt(kind) => {
+                esp |= kind.to_string() == ESP;
+                bios_boot |= kind.to_string() == BIOS_BOOT;
+            }
+        }
+        if !part.kind.is_extended() {
+            let own = part.guid.map(|guid| guid.to_string());
+            found.push(file_system(disk, Some(part.number), part.extent, own)?);
+        }
+    }
+    Ok((found, if esp && !bios_boot { BootMode::Uefi } else { BootMode::Bios }))
+}
+
+fn file_system(
+    disk: &Arc<dyn ReadAt>,
+    partition: Option<u32>,
+    extent: Extent,
+    partition_uuid: Option<String>,
+) -> Result<FileSystem> {
+    let mut fs = FileSystem {
+        partition,
+        extent,
+        kind: String::new(),
+        uuid: None,
+        label: None,
+        partition_uuid,
+        point: None,
+    };
+    let content = layout::identify(&window(disk, &fs))?;
+    content.name().clone_into(&mut fs.kind);
+    let (uuid, label) = match content {
+        layout::Content::Ext(ext) => (ext.uuid, ext.label),
+        layout::Content::Swap(swap) => (swap.uuid, swap.label),
+        _ => return Ok(fs),
+    };
+    fs.uuid = Some(uuid.to_string());
+    fs.label = Some(label).filter(|label| !label.is_empty());
+    Ok(fs)
+}

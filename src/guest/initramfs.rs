@@ -1,0 +1,341 @@
+//! What is really inside an initramfs: the kernel modules, through every segment and compression.
+//!
+//! The format is that of Linux' Documentation/driver-api/early-userspace/buffer-format.rst: any number of cpio
+//! archives ("newc"), each plain or compressed, with zero bytes between them.
+
+use std::collections::BTreeSet;
+use std::io::{self, BufRead, BufReader, Read};
+
+use crate::error::{Error, Kind, Result};
+
+/// Most entries in all archives together; a large real one has 20,000.
+const MAX_ENTRIES: u64 = 1 << 20;
+/// Most bytes after decompression; a large real one has 1 GiB.
+const MAX_BYTES: u64 = 8 << 30;
+/// Longest name, its terminating zero included.
+const MAX_NAME: u64 = 4097;
+/// Memory an xz stream may ask for, in KiB.
+const XZ_MEMORY: u32 = 131_072;
+/// The uncompressed size of a block of the old lz4 format, which the kernel reads.
+const LZ4_BLOCK: usize = 8 << 20;
+const LZ4_MAGIC: u32 = 0x184c_2102;
+const CPIO_HEADER: usize = 110;
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Names of the kernel modules, `-` written as `_`.
+    pub modules: BTreeSet<String>,
+    /// How the parts are compressed, in order: `none`, `gzip`, `zstd`, `xz`, `lz4`.
+    pub parts: Vec<&'static str>,
+    entries: u64,
+}
+
+/// The name of the kernel module in a file of this path: `virtio_blk` for `…/virtio-blk.ko.xz`.
+pub fn module_name(path: &str) -> Option<String> {
+    let file = path.rsplit('/').next()?;
+    let stem =
+        [".ko", ".ko.xz", ".ko.zst", ".ko.gz", ".ko.bz2"].iter().find_map(|end| file.strip_suffix(end))?;
+    (!stem.is_empty()).then(|| stem.replace('-', "_"))
+}
+
+/// Reads an initramfs from its beginning to its end; `name` is what to call it in a message.
+pub fn read(stream: impl Read, name: &str) -> Result<Contents> {
+    let mut found = Contents::default();
+    match segments(&mut BufReader::with_capacity(1 << 16, stream), &mut found, true) {
+        Ok(()) => Ok(found),
+        Err(error) => Err(Error::new(Kind::Image, "initramfs.read", format!("cannot read {name}"))
+            .fact("file", name)
+            .caused_by(error)),
+    }
+}
+
+fn bad(why: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.into())
+}
+
+fn segments(stream: &mut dyn BufRead, found: &mut Contents, outer: bool) -> io::Result<()> {
+    loop {
+        skip_zeroes(stream)?;
+        let mut head = [0; 6];
+        let got = read_up_to(stream, &mut head)?;
+        if got == 0 {
+            return Ok(());
+        }
+        let mut whole = io::Cursor::new(&head[..got]).chain(&mut *stream);
+        if matches!(&head, b"070701" | b"070702") {
+            if outer {
+                found.parts.push("none");
+            }
+            archive(&mut whole, found)?;
+            continue;
+        }
+        if !outer {
+            return Err(bad("what follows an archive inside a compressed part is no archive"));
+        }
+        let (method, mut plain): (_, Box<dyn Read + '_>) = match head {
+            [0x1f, 0x8b, ..] => ("gzip", Box::new(flate2::bufread::GzDecoder::new(&mut whole))),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", Box::new(Zstd::new(&mut whole))),
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+                ("xz", Box::new(lzma_rust2::XzReader::new_mem_limit(&mut whole, true, XZ_MEMORY)))
+            }
+            [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", Box::new(Lz4::new(&mut whole))),
+            _ => {
+                return Err(bad(format!(
+                    "it is compressed in a way haul does not know (it begins {head:02x?})"
+                )));
+            }
+        };
+        found.parts.push(method);
+        let mut bounded = BufReader::with_capacity(1 << 16, (&mut plain).take(MAX_BYTES));
+        segments(&mut bounded, found, false)?;
+        if bounded.get_ref().limit() == 0 {
+            return Err(bad(format!("it holds more than {MAX_BYTES} bytes")));
+        }
+    }
+}
+
+fn skip_zeroes(stream: &mut dyn BufRead) -> io::Result<()> {
+    loop {
+        let ready = stream.fill_buf()?;
+        let zeroes = ready.iter().take_while(|byte| **byte == 0).count();
+        let all = zeroes == ready.len();
+        stream.consume(zeroes);
+        if !all || zeroes == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn read_up_to(stream: &mut dyn BufRead, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut got = 0;
+    while got < bytes.len() {
+        match stream.read(&mut bytes[got..])? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    Ok(got)
+}
+
+/// One archive, up to its trailer.
+fn archive(stream: &mut impl Read, found: &mut Contents) -> io::Result<()> {
+    loop {
+        let mut header = [0; CPIO_HEADER];
+        stream.read_exact(&mut header)?;
+        if !matches!(&header[..6], b"070701" | b"070702") {
+            return Err(bad("an archive entry has no header"));
+        }
+        let field = |i: usize| {
+            let digits =
+                header.get(6 + 8 * i..14 + 8 * i).and_then(|digits| std::str::from_utf8(digits).ok());
+            digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).map(u64::from)
+        };
+        let (Some(size), Some(name_len)) = (field(6), field(11)) else {
+            return Err(bad("an archive entry's header is not hexadecimal"));
+        };
+        if name_len == 0 || name_len > MAX_NAME {
+            return Err(bad(format!("an archive entry's name has {name_len} bytes")));
+        }
+        found.entries += 1;
+        if found.entries > MAX_ENTRIES {
+            return Err(bad(format!("it has more than {MAX_ENTRIES} entries")));
+        }
+        let head_len = CPIO_HEADER as u64 + name_len;
+        let mut name = Vec::new();
+        stream.take(head_len.next_multiple_of(4) - CPIO_HEADER as u64).read_to_end(&mut name)?;
+        name.truncate(name.iter().position(|byte| *byte == 0).unwrap_or(name.len()));
+        if name == b"TRAILER!!!" {
+            return Ok(());
+        }
+        if let Some(module) = std::str::from_utf8(&name).ok().and_then(module_name) {
+            found.modules.insert(module);
+        }
+        let padded = size.next_multiple_of(4);
+        if io::copy(&mut stream.take(padded), &mut io::sink())? != padded {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// One zstd frame; reads nothing beyond it.
+struct Zstd<R> {
+    source: R,
+    context: zstd_safe::DCtx<'static>,
+    done: bool,
+}
+
+impl<R: BufRead> Zstd<R> {
+    fn new(source: R) -> Self {
+        Zstd { source, context: zstd_safe::DCtx::create(), done: false }
+    }
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        while !self.done {
+            let ready = self.source.fill_buf()?;
+            let at_end = ready.is_empty();
+            let mut input = zstd_safe::InBuffer::around(ready);
+            let mut output = zstd_safe::OutBuffer::around(&mut *bytes);
+            let hint = self
+                .context
+                .decompress_stream(&mut output, &mut input)
+                .map_err(|code| bad(format!("zstd: {}", zstd_safe::get_error_name(code))))?;
+            let (used, made) = (input.pos(), output.pos());
+            self.source.consume(used);
+            self.done = hint == 0;
+            if made > 0 {
+                return Ok(made);
+            }
+            if at_end && !self.done {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// The old ("legacy") lz4 format: blocks of 8 MiB, each after its compressed size.
+struct Lz4<R> {
+    source: R,
+    block: Vec<u8>,
+    at: usize,
+    begun: bool,
+}
+
+impl<R: Read> Lz4<R> {
+    fn new(source: R) -> Self {
+        Lz4 { source, block: Vec::new(), at: 0, begun: false }
+    }
+
+    /// The next block's compressed size; `None` at the end.
+    fn next_size(&mut self) -> io::Result<Option<u64>> {
+        loop {
+            let mut word = [0; 4];
+            let mut got = 0;
+            while got < word.len() {
+                match self.source.read(&mut word[got..])? {
+                    0 => return Ok(None),
+                    n => got += n,
+                }
+            }
+            match u32::from_le_bytes(word) {
+                LZ4_MAGIC => self.begun = true,
+                0 => return Ok(None),
+                size if self.begun => return Ok(Some(u64::from(size))),
+                _ => return Err(bad("lz4: no magic number")),
+            }
+        }
+    }
+}
+
+impl<R: Read> Read for Lz4<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.block.len() {
+            let Some(size) = self.next_size()? else { return Ok(0) };
+            if size > lz4_bound(LZ4_BLOCK) {
+                return Err(bad(format!("lz4: a block of {size} bytes")));
+            }
+            let mut packed = Vec::new();
+            (&mut self.source).take(size).read_to_end(&mut packed)?;
+            self.block.resize(LZ4_BLOCK, 0);
+            let len = lz4_flex::block::decompress_into(&packed, &mut self.block)
+                .map_err(|error| bad(format!("lz4: {error}")))?;
+            self.block.truncate(len);
+            self.at = 0;
+        }
+        let n = bytes.len().min(self.block.len() - self.at);
+        bytes[..n].copy_from_slice(&self.block[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// The most bytes `len` bytes can become (lz4.h, `LZ4_COMPRESSBOUND`).
+const fn lz4_bound(len: usize) -> u64 {
+    (len + len / 255 + 16) as u64
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A cpio archive of empty files.
+    pub(crate) fn cpio(names: &[&str]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for name in names.iter().chain(&["TRAILER!!!"]) {
+            out.extend(format!("070701{}{:08x}{:08x}", "0".repeat(88), name.len() + 1, 0).bytes());
+            out.extend(name.bytes());
+            out.push(0);
+            out.resize(out.len().next_multiple_of(4), 0);
+        }
+        out
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(bytes).unwrap();
+        packer.finish().unwrap()
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        let mut out = vec![0; zstd_safe::compress_bound(bytes.len())];
+        let len = zstd_safe::compress(&mut out[..], bytes, 1).unwrap();
+        out.truncate(len);
+        out
+    }
+
+    #[test]
+    fn every_segment_is_read_whatever_its_compression() {
+        let mut image = cpio(&["kernel/x86/microcode/GenuineIntel.bin"]);
+        image.resize(image.len() + 512, 0);
+        image.extend(gzip(&cpio(&["usr/lib/modules/6.1/virtio_blk.ko"])));
+        image.extend([0; 7]);
+        image.extend(zstd(&cpio(&["lib/modules/6.1/drivers/net/virtio-net.ko.xz", "etc/fstab"])));
+        let found = read(image.as_slice(), "test").unwrap();
+        assert_eq!(found.parts, ["none", "gzip", "zstd"]);
+        assert_eq!(found.modules.into_iter().collect::<Vec<_>>(), ["virtio_blk", "virtio_net"]);
+    }
+
+    #[test]
+    fn a_cut_off_image_is_an_error_and_no_answer() {
+        for packed in [cpio(&["a/virtio.ko"]), gzip(&cpio(&["a/virtio.ko"])), zstd(&cpio(&["a/virtio.ko"]))] {
+            let error = read(&packed[..packed.len() - 20], "initrd.img").unwrap_err();
+            assert_eq!(error.id(), "initramfs.read");
+            assert!(error.what().contains("initrd.img"));
+        }
+        assert!(read(&b"BZh91AY"[..], "x").unwrap_err().why().contains("does not know"));
+    }
+
+    #[test]
+    fn every_suffix_of_a_module_is_known() {
+        for end in ["", ".xz", ".zst", ".gz", ".bz2"] {
+            assert_eq!(module_name(&format!("/lib/virtio-pci.ko{end}")).as_deref(), Some("virtio_pci"));
+        }
+        assert_eq!(module_name("virtio.konf"), None);
+        assert_eq!(module_name(".ko"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nonsense_never_panics(
+            start in prop::sample::select(vec![
+                b"070701".to_vec(), b"\x1f\x8b".to_vec(), b"\x28\xb5\x2f\xfd".to_vec(), b"\xfd7zXZ\0".to_vec(),
+                b"\x02\x21\x4c\x18".to_vec(), Vec::new(),
+            ]),
+            rest in prop::collection::vec(any::<u8>(), 0..400),
+        ) {
+            let mut bytes = start;
+            bytes.extend(rest);
+            let _ = read(bytes.as_slice(), "test");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What a Debian or Ubuntu guest on ext4, booted by BIOS, needs: one file per group of fixes.
+
+pub mod boot;
+pub mod cloud_init;
+pub mod fstab;
+pub mod ifupdown;
+pub mod ini;
+pub mod initramfs;
+pub mod network;
+
+use super::inspect::Guest;
+use super::plan::{Draft, Options};
+use crate::error::Result;
+
+/// Adds every fix `guest` needs to `draft`, in the order in which they are carried out.
+pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
+    fstab::fix(guest, draft)?;
+    boot::fix(guest, options, draft)?;
+    network::fix(guest, options, draft)?;
+    cloud_init::fix(guest, options, draft)?;
+    // Last: it takes in what the fixes above changed.
+    initramfs::fix(guest, draft)
+}

@@ -1,0 +1,373 @@
+//! What to change in a guest so that it boots in the cloud, as data: made from the guest's tree alone, printed as a
+//! diff with a reason for each change, carried out elsewhere.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::inspect::Guest;
+use super::linux;
+use super::tree::{Node, Tree};
+use crate::error::{Error, Kind, Result};
+
+/// Lines of context in a printed diff.
+const CONTEXT: usize = 2;
+
+/// What the user may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Leave addresses and interface names as they are, instead of DHCP on eth0.
+    pub keep_network: bool,
+    /// Keep cloud-init from configuring the network; what haul writes (DHCP on eth0) then stays.
+    pub no_cloud_init_network: bool,
+}
+
+#[expect(clippy::derivable_impls, reason = "the defaults are a promise to the user: they are spelled out")]
+impl Default for Options {
+    fn default() -> Self {
+        Options { keep_network: false, no_cloud_init_network: false }
+    }
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "fix", rename_all = "kebab-case")]
+pub enum Fix {
+    /// Replaces the text of a file, which keeps its owner, mode and attributes.
+    Edit {
+        /// The file, as the guest names it, no link on the way.
+        path: String,
+        /// Its text before; anything else at the time of applying is an error.
+        old: String,
+        /// Its text after.
+        new: String,
+        /// Why.
+        reason: String,
+    },
+    /// Makes a new file, owned by root.
+    Create {
+        /// The file.
+        path: String,
+        /// Its text.
+        text: String,
+        /// Its permission bits.
+        mode: u32,
+        /// Why.
+        reason: String,
+    },
+    /// Removes a file.
+    Remove {
+        /// The file.
+        path: String,
+        /// Its text before.
+        old: String,
+        /// Why.
+        reason: String,
+    },
+    /// Builds the initramfs of one kernel again, with the guest's own tool.
+    Initramfs {
+        /// The kernel's release.
+        kernel: String,
+        /// The initramfs to replace.
+        image: String,
+        /// Modules that must be in it afterwards.
+        modules: Vec<String>,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// It will boot, but something is likely to be missed.
+    Warning,
+    /// It will not boot, and haul cannot mend it.
+    Fatal,
+}
+
+/// Something the plan does not mend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Stable id, such as `fstab.other-disk`.
+    pub id: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What was found.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// Everything to change, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The changes; later ones build on earlier ones.
+    pub fixes: Vec<Fix>,
+    /// What stays as it is.
+    pub findings: Vec<Finding>,
+    /// File systems to mount for it: byte range, kind, mount point; the root first.
+    pub mounts: Vec<PlannedMount>,
+}
+
+/// A file system the plan needs mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedMount {
+    /// First byte on the disk.
+    pub start: u64,
+    /// One past its last byte.
+    pub end: u64,
+    /// The kernel's name of the file system, such as `ext4`.
+    pub kind: String,
+    /// Where the guest mounts it.
+    pub point: String,
+}
+
+impl Plan {
+    /// Whether there is anything to do.
+    pub fn is_empty(&self) -> bool {
+        self.fixes.is_empty()
+    }
+}
+
+/// Plans the fixes `guest` needs. Reads the tree, changes nothing; the same tree gives the same plan.
+pub fn plan(guest: &Guest, options: &Options) -> Result<Plan> {
+    let mut draft = Draft::new(&guest.tree);
+    if !matches!(guest.os.id.as_str(), "debian" | "ubuntu") {
+        return Err(Error::new(Kind::Image, "guest.unsupported", format!("cannot fix {:?}", guest.os.name))
+            .because("fix-ups are known for Debian and Ubuntu only")
+            .remedy("convert without --fix, and make it bootable on virtio by hand")
+            .fact("os", &guest.os.id));
+    }
+    linux::fixes(guest, options, &mut draft)?;
+    let mut plan = Plan { fixes: draft.fixes, findings: draft.findings, mounts: Vec::new() };
+    if !plan.is_empty() {
+        plan.mounts = mounts(guest)?;
+    }
+    Ok(plan)
+}
+
+/// The root, and what the guest mounts below it and the fixes touch: /boot, /usr, /var and the like.
+fn mounts(guest: &Guest) -> Result<Vec<PlannedMount>> {
+    let mut mounts: Vec<PlannedMount> = Vec::new();
+    for fs in &guest.filesystems {
+        if let Some(point) = &fs.point {
+            mounts.push(PlannedMount {
+                start: fs.extent.start,
+                end: fs.extent.end,
+                kind: fs.kind.clone(),
+                point: point.clone(),
+            });
+        }
+    }
+    mounts.sort_by(|a, b| a.point.len().cmp(&b.point.len()).then(a.point.cmp(&b.point)));
+    Ok(mounts)
+}
+
+/// A plan in the making: the tree with the changes so far on top.
+pub struct Draft<'a> {
+    tree: &'a Tree,
+    texts: BTreeMap<String, Option<String>>,
+    fixes: Vec<Fix>,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Draft<'a> {
+    /// No changes yet to `tree`.
+    pub fn new(tree: &'a Tree) -> Self {
+        Draft { tree, texts: BTreeMap::new(), fixes: Vec::new(), findings: Vec::new() }
+    }
+
+    /// The tree below, without the changes.
+    pub fn tree(&self) -> &'a Tree {
+        self.tree
+    }
+
+    /// The changes so far.
+    pub fn fixes(&self) -> &[Fix] {
+        &self.fixes
+    }
+
+    /// The path without links of an existing file, or of one to be made in an existing folder.
+    fn real(&self, path: &str) -> Result<String> {
+        if self.texts.contains_key(path) {
+            return Ok(path.to_owned());
+        }
+        match self.tree.resolve(path) {
+            Ok(Some(real)) => return Ok(real),
+            Ok(None) => {}
+            Err(error) if error.id() == "guest.path" => {}
+            Err(error) => return Err(error),
+        }
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok(match self.tree.resolve(folder)? {
+            Some(folder) if folder == "/" => format!("/{name}"),
+            Some(folder) => format!("{folder}/{name}"),
+            None => path.to_owned(),
+        })
+    }
+
+    /// The text of a file as it will be after the changes so far.
+    pub fn text(&self, path: &str) -> Result<Option<String>> {
+        let real = self.real(path)?;
+        match self.texts.get(&real) {
+            Some(text) => Ok(text.clone()),
+            None => self.tree.text(path),
+        }
+    }
+
+    /// Gives the file at `path` the text `new`: an edit where it exists, a new file otherwise, nothing where it
+    /// has this text already.
+    pub fn write(&mut self, path: &str, new: &str, mode: u32, reason: &str) -> Result<()> {
+        let real = self.real(path)?;
+        let (new, reason) = (new.to_owned(), reason.to_owned());
+        match self.text(path)? {
+            Some(old) if old == new => return Ok(()),
+            Some(old) => self.fixes.push(Fix::Edit { path: real.clone(), old, new: new.clone(), reason }),
+            // A link to nowhere, or something that is no text: making a file there could land anywhere.
+            None if self.tree.link(path)?.is_some()
+                || self.tree.exists(path)? && !self.texts.contains_key(&real) =>
+            {
+                self.warn(
+                    "plan.not-a-file",
+                    &format!("{path} is not a text file haul could change"),
+                    "look at it",
+                );
+                return Ok(());
+            }
+            None => self.fixes.push(Fix::Create { path: real.clone(), text: new.clone(), mode, reason }),
+        }
+        self.texts.insert(real, Some(new));
+        Ok(())
+    }
+
+    /// Removes the file at `path`, if there is one. A link is followed: what it leads to is emptied, not unlinked.
+    pub fn remove(&mut self, path: &str, reason: &str) -> Result<()> {
+        let Some(old) = self.text(path)? else { return Ok(()) };
+        if self.tree.link(path)?.is_some() {
+            return self.write(path, "", 0o644, reason);
+        }
+        let real = self.real(path)?;
+        self.fixes.push(Fix::Remove { path: real.clone(), old, reason: reason.to_owned() });
+        self.texts.insert(real, None);
+        Ok(())
+    }
+
+    /// Changes the file at `path`, if there is one, line by line.
+    pub fn edit_lines(&mut self, path: &str, reason: &str, mut edit: impl FnMut(&str) -> Line) -> Result<()> {
+        let Some(old) = self.text(path)? else { return Ok(()) };
+        let mut new = String::with_capacity(old.len());
+        for line in old.split_inclusive('\n') {
+            let (body, end) = line.strip_suffix('\n').map_or((line, ""), |body| (body, "\n"));
+            match edit(body) {
+                Line::Keep => new.push_str(line),
+                Line::Drop => {}
+                Line::Replace(text) => {
+                    new.push_str(&text);
+                    new.push_str(end);
+                }
+            }
+        }
+        self.write(path, &new, 0o644, reason)
+    }
+
+    /// Plans a new initramfs.
+    pub fn initramfs(&mut self, kernel: &str, image: &str, modules: Vec<String>, reason: &str) {
+        self.fixes.push(Fix::Initramfs {
+            kernel: kernel.to_owned(),
+            image: image.to_owned(),
+            modules,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Notes something that is likely to be missed.
+    pub fn warn(&mut self, id: &str, what: &str, remedy: &str) {
+        self.find(id, Severity::Warning, what, remedy);
+    }
+
+    /// Notes something the plan does not mend.
+    pub fn find(&mut self, id: &str, severity: Severity, what: &str, remedy: &str) {
+        let finding =
+            Finding { id: id.to_owned(), severity, what: what.to_owned(), remedy: remedy.to_owned() };
+        if !self.findings.contains(&finding) {
+            self.findings.push(finding);
+        }
+    }
+
+    /// Whether `path` is a regular file, in the tree below.
+    pub fn is_file(&self, path: &str) -> Result<bool> {
+        Ok(matches!(self.tree.node(path)?, Some(Node::File(_))))
+    }
+}
+
+/// What becomes of a line.
+pub enum Line {
+    /// It stays.
+    Keep,
+    /// It goes.
+    Drop,
+    /// It becomes this.
+    Replace(String),
+}
+
+/// Text from a guest, made fit for a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+impl fmt::Display for Fix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, old, new, reason) = match self {
+            Fix::Edit { path, old, new, reason } => (path, old.as_str(), new.as_str(), reason),
+            Fix::Create { path, text, reason, .. } => (path, "", text.as_str(), reason),
+            Fix::Remove { path, old, reason } => (path, old.as_str(), "", reason),
+            Fix::Initramfs { kernel, image, modules, reason } => {
+                writeln!(f, "# {}", printable(reason))?;
+                return writeln!(
+                    f,
+                    "! rebuild {} for kernel {} with {}",
+                    printable(image),
+                    printable(kernel),
+                    modules.join(" ")
+                );
+            }
+        };
+        let (old_name, new_name) = match self {
+            Fix::Create { .. } => ("/dev/null".to_owned(), format!("b{path}")),
+            Fix::Remove { .. } => (format!("a{path}"), "/dev/null".to_owned()),
+            _ => (format!("a{path}"), format!("b{path}")),
+        };
+        writeln!(f, "# {}", printable(reason))?;
+        let diff = similar::TextDiff::from_lines(old, new);
+        let text = diff.unified_diff().context_radius(CONTEXT).header(&old_name, &new_name).to_string();
+        f.write_str(&printable(&text))
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Info => "note",
+            Severity::Warning => "warning",
+            Severity::Fatal => "fatal",
+        };
+        write!(f, "{severity}: {} [{}]: {}", printable(&self.what), self.id, printable(&self.remedy))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for fix in &self.fixes {
+            writeln!(f, "{fix}")?;
+        }
+        for finding in &self.findings {
+            writeln!(f, "{finding}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! Looks at a finished copy as if for the first time, and says whether it will boot on virtio.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::inspect::{GRUB_CFG, Guest, inspect, menu_path, parse_menu};
+use super::linux::fstab::{self, Names};
+use super::plan::{Fix, Plan};
+use crate::error::Result;
+use crate::io::ReadAt;
+
+/// One claim about the copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Proof {
+    /// What is claimed.
+    pub claim: String,
+    /// Whether it holds.
+    pub holds: bool,
+}
+
+/// Proves the copy on `disk` after `plan` was applied: reads everything anew, without mounting anything.
+pub fn prove(plan: &Plan, disk: Arc<dyn ReadAt>) -> Result<Vec<Proof>> {
+    let guest = inspect(disk)?;
+    let mut proofs = Vec::new();
+    planned_texts(plan, &guest, &mut proofs)?;
+    kernels(&guest, &mut proofs);
+    loader(&guest, &mut proofs)?;
+    mounts(&guest, &mut proofs)?;
+    Ok(proofs)
+}
+
+fn claim(proofs: &mut Vec<Proof>, holds: bool, claim: String) {
+    proofs.push(Proof { claim, holds });
+}
+
+fn planned_texts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
+    for (i, fix) in plan.fixes.iter().enumerate() {
+        let (path, text) = match fix {
+            Fix::Edit { path, new, .. } => (path, Some(new)),
+            Fix::Create { path, text, .. } => (path, Some(text)),
+            Fix::Remove { path, .. } => (path, None),
+            Fix::Initramfs { .. } => continue,
+        };
+        let touched_later = plan.fixes[i + 1..].iter().any(|later| match later {
+            Fix::Edit { path: other, .. }
+            | Fix::Create { path: other, .. }
+            | Fix::Remove { path: other, .. } => other == path,
+            Fix::Initramfs { .. } => false,
+        });
+        if !touched_later {
+            claim(proofs, guest.tree.text(path)?.as_ref() == text, format!("{path} is as planned"));
+        }
+    }
+    Ok(())
+}
+
+fn kernels(guest: &Guest, proofs: &mut Vec<Proof>) {
+    for kernel in &guest.kernels {
+        let lacking = kernel.lacking();
+        let text = match lacking.is_empty() {
+            true => format!("kernel {} has virtio before it looks for its root", kernel.version),
+            false => {
+                format!("kernel {} has {} before it looks for its root", kernel.version, lacking.join(", "))
+            }
+        };
+        claim(proofs, lacking.is_empty(), text);
+    }
+    claim(
+        proofs,
+        guest.kernels.iter().any(|kernel| kernel.in_menu),
+        "the menu boots a kernel that is there".into(),
+    );
+}
+
+fn loader(guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
+    let menu = parse_menu(&guest.tree.text(GRUB_CFG)?.unwrap_or_default());
+    let names = Names::lasting(&guest.filesystems);
+    for entry in menu.iter().filter(|entry| entry.kernel.contains("vmlinuz")) {
+        for file in std::iter::once(&entry.kernel).chain(&entry.initrds) {
+            let there = menu_path(&guest.tree, file)?.is_some();
+            claim(proofs, there, format!("{file}, which the menu names, exists"));
+        }
+        for argument in &entry.arguments {
+            let Some(spec) = argument.strip_prefix("root=") else { continue };
+            let found = names.find(spec).is_some() || spec.starts_with("/dev/mapper/");
+            claim(proofs, found, format!("{argument} of the menu names a file system on this disk"));
+        }
+    }
+    proofs.dedup();
+    Ok(())
+}
+
+fn mounts(guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
+    let names = Names::lasting(&guest.filesystems);
+    for entry in fstab::parse(&guest.tree.text("/etc/fstab")?.unwrap_or_default()) {
+        let optional = entry.options.split(',').any(|option| matches!(option, "nofail" | "noauto"));
+        if Names::is_device(&entry.spec) && !optional && !entry.spec.starts_with("/dev/mapper/") {
+            let text = format!("{}, mounted at {}, is on this disk", entry.spec, entry.point);
+            claim(proofs, names.find(&entry.spec).is_some(), text);
+        }
+    }
+    Ok(())
+}
