@@ -3,6 +3,8 @@
 mod compare;
 mod convert;
 mod inspect;
+#[cfg(feature = "net")]
+mod lab;
 mod output;
 mod progress;
 mod verify;
@@ -55,6 +57,8 @@ enum Command {
     Convert(convert::Arguments),
     Compare(compare::Arguments),
     Verify(verify::Arguments),
+    #[cfg(feature = "net")]
+    Lab(lab::Arguments),
 }
 
 /// Runs the command line of this process.
@@ -86,6 +90,8 @@ fn run(command: &Command, output: &Output, stop: &AtomicBool) -> Result<()> {
         Command::Convert(arguments) => convert::run(arguments, output, stop),
         Command::Compare(arguments) => compare::run(arguments, output),
         Command::Verify(arguments) => verify::run(arguments, output, stop),
+        #[cfg(feature = "net")]
+        Command::Lab(arguments) => lab::run(arguments, output, stop),
     }
 }
 

@@ -2,4 +2,6 @@
 
 pub mod convert;
 pub mod copy;
+#[cfg(feature = "net")]
+pub mod services;
 pub mod source;
