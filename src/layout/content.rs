@@ -157,3 +157,57 @@ fn md_at_end(tail: &[u8], len: u64, size: u64) -> Option<&'static str> {
         && new_offset == le64(tail, new + 144).checked_mul(512);
     is_new.then_some("md 1.0 member")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::WriteAt;
+    use crate::io::fake::MemoryDisk;
+
+    const SIZE: u64 = (64 << 20) + 12_800;
+
+    /// Bytes, and where they are put.
+    type Mark<'a> = (u64, &'a [u8]);
+
+    fn name_of(marks: &[Mark<'_>]) -> String {
+        let disk = MemoryDisk::sparse(SIZE);
+        for (at, bytes) in marks {
+            disk.write_at(bytes, *at).unwrap();
+        }
+        identify(&disk).unwrap().name().to_owned()
+    }
+
+    #[test]
+    fn magic_numbers_tell() {
+        let md = MD_MAGIC.to_le_bytes();
+        let md1 = [md, [1, 0, 0, 0]].concat();
+        let end = (SIZE / 512 - 16) & !7;
+        let own_sector = end.to_le_bytes();
+        let cases: &[(&str, &[Mark<'_>])] = &[
+            ("empty", &[]),
+            ("unknown", &[(5, b"x")]),
+            ("LVM2 physical volume", &[(512, b"LABELONE"), (536, b"LVM2 001")]),
+            ("md 0.90 member", &[((SIZE & !0xffff) - 0x10000, &md)]),
+            ("md 1.0 member", &[(end * 512, &md1), (end * 512 + 144, &own_sector)]),
+            ("md 1.1 member", &[(0, &md1)]),
+            ("md 1.2 member", &[(4096, &md1)]),
+            ("zfs", &[(0x21000, &0x00ba_b10c_u64.to_le_bytes())]),
+            ("bcache", &[(4120, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81")]),
+            ("iso9660", &[(32769, b"CD001")]),
+            ("udf", &[(32769, b"BEA01"), (34817, b"NSR02")]),
+            ("swap", &[(1024, &[1]), (4086, b"SWAPSPACE2")]),
+            ("swap", &[(16_374, b"LINHIB0001")]),
+            ("xfs and swap", &[(0, b"XFSB"), (4086, b"SWAPSPACE2")]),
+        ];
+        for (name, marks) in cases {
+            assert_eq!(name_of(marks), *name);
+        }
+    }
+
+    #[test]
+    fn tiny_volumes_are_looked_at_without_reading_beyond_them() {
+        for size in [0, 1, 511, 512, 4095, 65_536, 131_073] {
+            assert_eq!(identify(&MemoryDisk::sparse(size)).unwrap(), Content::Empty);
+        }
+    }
+}

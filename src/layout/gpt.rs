@@ -190,3 +190,119 @@ fn partitions(disk: &dyn ReadAt, copy: &Copy) -> Table {
     table.find_overlaps();
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::io::fake::MemoryDisk;
+    use crate::io::{WriteAt, read_array};
+    use crate::layout::read_table;
+
+    /// A table as the specification says, made here so that reader and writer are not one piece of code.
+    fn make(unit: u64, sectors: u64, entry_size: usize, parts: &[(u64, u64, String)]) -> MemoryDisk {
+        let disk = MemoryDisk::sparse(unit * sectors);
+        let mut protective = [0; 512];
+        protective[450] = PROTECTIVE;
+        protective[454] = 1;
+        protective[458..462].fill(0xff);
+        protective[510..].copy_from_slice(&[0x55, 0xaa]);
+        disk.write_at(&protective, 0).unwrap();
+        let mut array = vec![0; 128 * entry_size];
+        for (entry, (first, last, name)) in array.chunks_mut(entry_size).zip(parts) {
+            entry[..16].copy_from_slice(&[7; 16]);
+            entry[16..32].copy_from_slice(&[9; 16]);
+            entry[32..40].copy_from_slice(&first.to_le_bytes());
+            entry[40..48].copy_from_slice(&last.to_le_bytes());
+            for (place, unit) in entry[56..128].chunks_mut(2).zip(name.encode_utf16()) {
+                place.copy_from_slice(&unit.to_le_bytes());
+            }
+        }
+        let array_sectors = (array.len() as u64).div_ceil(unit);
+        let last = sectors - 1;
+        for (own, other, at) in [(1, last, 2), (last, 1, last - array_sectors)] {
+            let mut header = vec![0; 92];
+            header[..8].copy_from_slice(SIGNATURE);
+            header[8..16].copy_from_slice(&[0, 0, 1, 0, 92, 0, 0, 0]);
+            for (place, value) in [
+                (24, own),
+                (32, other),
+                (40, 2 + array_sectors),
+                (48, last - array_sectors - 1),
+                (72, at),
+                (80, 128 | (entry_size as u64) << 32),
+            ] {
+                header[place..place + 8].copy_from_slice(&value.to_le_bytes());
+            }
+            header[88..92].copy_from_slice(&crc32fast::hash(&array).to_le_bytes());
+            let crc = crc32fast::hash(&header);
+            header[16..20].copy_from_slice(&crc.to_le_bytes());
+            disk.write_at(&header, own * unit).unwrap();
+            disk.write_at(&array, at * unit).unwrap();
+        }
+        disk
+    }
+
+    fn tables() -> impl Strategy<Value = (u64, usize, Vec<(u64, u64, String)>)> {
+        let parts = prop::collection::vec((1..50_u64, 0..20_u64, "[a-zä-ü ]{0,36}"), 0..20);
+        (prop::sample::select(vec![512_u64, 4096]), prop::sample::select(vec![128, 256, 512]), parts)
+            .prop_map(|(unit, entry_size, parts)| {
+                let mut at = 200;
+                let place = |(len, gap, name): (u64, u64, String)| {
+                    let first = at + gap;
+                    at = first + len;
+                    (first, at - 1, name)
+                };
+                (unit, entry_size, parts.into_iter().map(place).collect())
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn tables_read_back_from_either_copy((unit, entry_size, parts) in tables(), hurt in 0..92_u64, bit in 0..8) {
+            let disk = make(unit, 5000, entry_size, &parts);
+            let table = read_table(&disk).unwrap().unwrap();
+            prop_assert_eq!(&table.findings, &vec![]);
+            prop_assert_eq!(u64::from(table.sector_size), unit);
+            let read: Vec<_> = table.partitions.iter()
+                .map(|p| (p.extent.start / unit, p.extent.end / unit - 1, p.name.clone().unwrap_or_default()))
+                .collect();
+            prop_assert_eq!(read, parts);
+
+            let byte = read_array::<1>(&disk, unit + hurt).unwrap()[0] ^ (1_u8 << bit);
+            disk.write_at(&[byte], unit + hurt).unwrap();
+            let backup = read_table(&disk).unwrap().unwrap();
+            prop_assert_eq!(&backup.partitions, &table.partitions);
+            prop_assert!(backup.findings[0].what.contains("backup is used"), "{:?}", backup.findings);
+        }
+
+        #[test]
+        fn damage_is_an_error_or_a_finding_but_never_a_panic(
+            (unit, entry_size, parts) in tables(),
+            damage in prop::collection::vec((0..5000_u64 * 512, any::<u8>()), 1..40),
+            near in prop::collection::vec((0..92_u64, any::<bool>(), any::<u8>()), 0..4),
+        ) {
+            let disk = make(unit, 5000, entry_size, &parts);
+            for (at, byte) in damage {
+                disk.write_at(&[byte], at).unwrap();
+            }
+            for (at, first, byte) in near {
+                disk.write_at(&[byte], at + unit * if first { 1 } else { 4999 }).unwrap();
+            }
+            if let Err(error) = read_table(&disk) {
+                prop_assert_eq!(error.kind(), Kind::Image);
+            }
+        }
+    }
+
+    #[test]
+    fn overlapping_and_boundless_partitions_are_found() {
+        let part = |first, last| (first, last, String::new());
+        let disk = make(512, 5000, 128, &[part(200, 300), part(300, 400), part(500, 90_000), part(600, 550)]);
+        let table = read_table(&disk).unwrap().unwrap();
+        assert!((1..=4).all(|number| table.doubt(number).is_some()), "{:?}", table.findings);
+        assert_eq!(table.partitions[2].extent.end, 5000 * 512);
+        assert!(table.partitions[3].extent.is_empty());
+    }
+}

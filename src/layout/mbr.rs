@@ -127,3 +127,104 @@ fn read_chain(disk: &dyn ReadAt, table: &mut Table, container: u32, outer: Entry
         at = first + u64::from(link.start);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::io::WriteAt;
+    use crate::io::fake::MemoryDisk;
+    use crate::layout::{PartitionType, Table, TableKind, read_table};
+    use crate::unit::Extent;
+
+    const SECTORS: u32 = 100_000;
+
+    fn put(disk: &MemoryDisk, sector: u32, entries: &[(u8, u32, u32)]) {
+        let mut bytes = [0; 512];
+        for (i, (kind, start, sectors)) in entries.iter().enumerate() {
+            let entry = &mut bytes[446 + 16 * i..][..16];
+            entry[4] = *kind;
+            entry[8..12].copy_from_slice(&start.to_le_bytes());
+            entry[12..].copy_from_slice(&sectors.to_le_bytes());
+        }
+        bytes[510..].copy_from_slice(&[0x55, 0xaa]);
+        disk.write_at(&bytes, u64::from(sector) * 512).unwrap();
+    }
+
+    /// A disk with a primary partition and an extended one that holds logical ones of these lengths.
+    fn disk(primary: u32, logical: &[u32]) -> (MemoryDisk, Vec<(u32, Extent)>) {
+        let disk = MemoryDisk::sparse(u64::from(SECTORS) * 512);
+        let extended = 1 + primary;
+        let inside: u32 = logical.iter().map(|sectors| sectors + 1).sum();
+        put(&disk, 0, &[(0x83, 1, primary), (0x0f, extended, inside)]);
+        let extent = |start: u32, len: u32| Extent::at(u64::from(start) * 512, u64::from(len) * 512);
+        let mut made = vec![(1, extent(1, primary)), (2, extent(extended, inside))];
+        let mut at = extended;
+        for (i, sectors) in (0..).zip(logical) {
+            let next = at + 1 + sectors;
+            let last = i as usize + 1 == logical.len();
+            let link = if last { (0, 0, 0) } else { (0x05, next - extended, 1) };
+            put(&disk, at, &[(0x83, 1, *sectors), link]);
+            made.push((5 + i, extent(at + 1, *sectors)));
+            at = next;
+        }
+        (disk, made)
+    }
+
+    fn extents(table: &Table) -> Vec<(u32, Extent)> {
+        table.partitions.iter().map(|part| (part.number, part.extent)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn chains_read_back(primary in 1..5000_u32, logical in prop::collection::vec(1..2000_u32, 1..40)) {
+            let (disk, made) = disk(primary, &logical);
+            let table = read_table(&disk).unwrap().unwrap();
+            prop_assert_eq!((table.kind, &table.findings), (TableKind::Mbr, &vec![]));
+            prop_assert_eq!(extents(&table), made);
+            prop_assert_eq!(table.partitions[1].kind, PartitionType::Mbr(0x0f));
+        }
+
+        #[test]
+        fn lies_are_found_and_partitions_stay_on_the_disk(
+            entries in prop::collection::vec((any::<u8>(), any::<u32>(), any::<u32>()), 4),
+            chain in prop::collection::vec((0..64_u32, any::<u8>(), 0..64_u32, 0..64_u32), 0..8),
+        ) {
+            let disk = MemoryDisk::sparse(u64::from(SECTORS) * 512);
+            for (sector, kind, start, sectors) in chain {
+                put(&disk, sector, &[(kind, start, sectors), (5, sectors, 1)]);
+            }
+            put(&disk, 0, &entries);
+            if let Ok(Some(table)) = read_table(&disk) {
+                for part in &table.partitions {
+                    prop_assert!(part.extent.end <= u64::from(SECTORS) * 512);
+                }
+                let sound = table.partitions.iter().filter(|part| {
+                    !part.kind.is_extended() && table.doubt(part.number).is_none()
+                });
+                let mut sound: Vec<Extent> = sound.map(|part| part.extent).collect();
+                sound.sort_unstable();
+                prop_assert!(sound.windows(2).all(|pair| pair[0].end <= pair[1].start), "{:?}", table);
+            }
+        }
+    }
+
+    #[test]
+    fn a_circular_chain_ends_with_a_finding() {
+        let (disk, _) = disk(10, &[10, 10, 10]);
+        put(&disk, 11 + 11, &[(0x83, 1, 10), (0x05, 11, 1)]);
+        let table = read_table(&disk).unwrap().unwrap();
+        assert_eq!(table.partitions.len(), 4);
+        assert!(table.findings[0].what.contains("circle"), "{:?}", table.findings);
+    }
+
+    #[test]
+    fn a_boot_sector_is_not_a_table() {
+        let disk = MemoryDisk::sparse(1 << 20);
+        put(&disk, 0, &[]);
+        assert_eq!(read_table(&disk).unwrap(), None);
+        put(&disk, 0, &[(7, 0x2072_6573, 0x6f6c_6c65)]);
+        disk.write_at(b"\xeb\x52\x90NTFS    ", 0).unwrap();
+        assert_eq!(read_table(&disk).unwrap(), None);
+    }
+}

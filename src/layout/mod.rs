@@ -130,7 +130,7 @@ impl Table {
             );
             self.find(Some(number), what);
         }
-        asked.intersect(Extent::new(0, disk_size))
+        Extent::new(asked.start.min(disk_size), asked.end.min(disk_size))
     }
 }
 

@@ -244,3 +244,49 @@ pub fn count_used(set: &dyn Extents, within: Extent) -> Result<u64> {
     }
     Ok(total)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::WriteAt;
+    use crate::io::fake::{FaultyDisk, MemoryDisk};
+    use crate::unit::extents::collect;
+
+    const SIZE: u64 = 8 << 20;
+
+    fn swap_disk() -> MemoryDisk {
+        let disk = MemoryDisk::sparse(SIZE);
+        // Version 1, the last page, no bad pages.
+        disk.write_at(&[1, 0, 0, 0, 0xff, 3, 0, 0], 1024).unwrap();
+        disk.write_at(b"SWAPSPACE2", 4086).unwrap();
+        disk
+    }
+
+    #[test]
+    fn swap_is_its_header_and_what_lies_beyond_it() {
+        let map = used_map(Arc::new(swap_disk())).unwrap();
+        let used = collect(&map, Extent::new(0, SIZE)).unwrap();
+        let expected = [Extent::new(0, 4096), Extent::new(1024 * 4096, SIZE)];
+        assert_eq!(used.iter().collect::<Vec<_>>(), expected);
+        assert_eq!(map.used_bytes(), used.bytes());
+        assert_eq!(map.next_extent(5000).unwrap(), Some(expected[1]));
+        assert_eq!(map.next_extent(SIZE).unwrap(), None);
+    }
+
+    #[test]
+    fn a_swap_area_longer_than_its_partition_is_copied_whole() {
+        let disk = swap_disk();
+        disk.write_at(&[0xff, 0xff], 1028).unwrap();
+        assert_eq!(used_map(Arc::new(disk)).unwrap().used_bytes(), SIZE);
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_read_is_copied_whole() {
+        // The second half of a damaged disk's identification fails, its partition table does not.
+        let disk = FaultyDisk::new(swap_disk(), vec![Extent::new(SIZE - 512, SIZE)]);
+        let map = used_map(Arc::new(disk)).unwrap();
+        assert_eq!(map.used_bytes(), SIZE);
+        let Usage::Whole { reason } = &map.volumes()[0].usage else { panic!("mapped") };
+        assert!(reason.contains("cannot read"), "{reason}");
+    }
+}

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crc_fast::{CrcAlgorithm, Digest};
 
 use super::groups::{Fs, Logged, Overlay};
+use super::superblock::feature::METADATA_CSUM;
 use super::{Step, require};
 use crate::io::ReadAt;
 use crate::layout::field::{be16, be32, bytes, crc32c_raw, le16, le32};
@@ -368,6 +369,11 @@ fn map_inode<D: ReadAt>(fs: &Fs<D>) -> Step<Vec<Run>> {
     let inode = &block[to_usize(at % sb.block_size)..];
     let inode = &inode[..to_usize(sb.inode_size)];
 
+    let seed = crc32c_raw(sb.seed, &sb.journal_inode.to_le_bytes());
+    let seed = crc32c_raw(seed, &inode[0x64..0x68]);
+    require(!sb.ro_compat(METADATA_CSUM) || inode_checksum_matches(seed, inode), || {
+        "the checksum of the journal's inode does not match".into()
+    })?;
     let size = u64::from(le32(inode, 0x6c)) << 32 | u64::from(le32(inode, 0x4));
     require(le16(inode, 0) & 0xf000 == 0x8000 && le16(inode, 0x1a) > 0, || {
         "the journal's inode is not a file".into()
@@ -376,7 +382,7 @@ fn map_inode<D: ReadAt>(fs: &Fs<D>) -> Step<Vec<Run>> {
     require(blocks > 0 && blocks <= sb.blocks && blocks < 1 << 32, || {
         format!("the journal's size is {size} bytes")
     })?;
-    let mut mapper = Mapper { fs, blocks, runs: Vec::new(), next: 0, nodes: 0 };
+    let mut mapper = Mapper { fs, seed, blocks, runs: Vec::new(), next: 0, nodes: 0 };
     let root = &inode[0x28..0x64];
     if le32(inode, 0x20) & 0x8_0000 != 0 {
         mapper.extents(root, None)?;
@@ -389,8 +395,25 @@ fn map_inode<D: ReadAt>(fs: &Fs<D>) -> Step<Vec<Run>> {
     Ok(mapper.runs)
 }
 
+/// Whether an inode's checksum, whose halves lie in its two parts, is right.
+fn inode_checksum_matches(seed: u32, inode: &[u8]) -> bool {
+    let mut zeroed = inode.to_vec();
+    zeroed[0x7c..0x7e].fill(0);
+    let mut stored = u32::from(le16(inode, 0x7c));
+    let mut mask = 0xffff;
+    // The upper half is there when the inode's extra part reaches it.
+    if inode.len() > 128 && le16(inode, 0x80) >= 4 {
+        zeroed[0x82..0x84].fill(0);
+        stored |= u32::from(le16(inode, 0x82)) << 16;
+        mask = !0;
+    }
+    crc32c_raw(seed, &zeroed) & mask == stored
+}
+
 struct Mapper<'a, D> {
     fs: &'a Fs<D>,
+    /// Start value of the checksums of the inode's extent blocks.
+    seed: u32,
     /// Blocks the file has.
     blocks: u64,
     runs: Vec<Run>,
@@ -444,6 +467,12 @@ impl<D: ReadAt> Mapper<'_, D> {
             } else {
                 let child = u64::from(le16(entry, 8)) << 32 | u64::from(le32(entry, 4));
                 let child = self.node(child)?;
+                // The tail follows the most entries the block has room for.
+                let tail = (12 + 12 * usize::from(le16(&child, 4))).min(child.len() - 4);
+                let sum = crc32c_raw(self.seed, &child[..tail]);
+                require(!self.fs.sb.ro_compat(METADATA_CSUM) || sum == le32(&child, tail), || {
+                    "the checksum of the journal's extent tree does not match".into()
+                })?;
                 self.extents(&child, Some(own_depth - 1))?;
             }
         }
