@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/check.sh
+scripts/pydeps.sh >/dev/null
 cargo test

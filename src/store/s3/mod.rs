@@ -165,13 +165,13 @@ impl Intercept for Noted {
     }
 }
 
-/// Signs a streamed body by the digest given, which the SDK would otherwise leave unsigned.
+/// How a streamed body is signed: by its digest, or not at all.
 #[derive(Debug)]
-struct SignedBody(String);
+struct Payload(PayloadSigningOverride);
 
-impl Intercept for SignedBody {
+impl Intercept for Payload {
     fn name(&self) -> &'static str {
-        "SignedBody"
+        "Payload"
     }
 
     fn modify_before_signing(
@@ -180,7 +180,7 @@ impl Intercept for SignedBody {
         _: &RuntimeComponents,
         cfg: &mut ConfigBag,
     ) -> std::result::Result<(), BoxError> {
-        cfg.interceptor_state().store_put(PayloadSigningOverride::Precomputed(self.0.clone()));
+        cfg.interceptor_state().store_put(self.0.clone());
         Ok(())
     }
 }
@@ -271,27 +271,28 @@ impl S3 {
         request: impl AsyncFnOnce(
             ByteStream,
             Noted,
-            Option<SignedBody>,
+            Payload,
         ) -> std::result::Result<Option<String>, SdkError<E, Response>>,
     ) -> Result<(String, u64)>
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         let crc64 = body.crc64()?;
-        let signed = match self.encrypted {
-            true => None,
+        // An encrypted line proves the body by itself.
+        let payload = Payload(match self.encrypted {
+            true => PayloadSigningOverride::UnsignedPayload,
             false => {
                 let mut sha = Sha256::new();
                 body.scan(|bytes| sha.update(bytes))?;
-                Some(SignedBody(hex(&sha.finalize())))
+                PayloadSigningOverride::Precomputed(hex(&sha.finalize()))
             }
-        };
+        });
         let noted = Noted::default();
         let progress = Progress::new();
         let stream = ByteStream::new(SdkBody::from_body_1_x(Sending::new(body.clone(), progress.clone())));
         let etag = net::block_on(async {
             tokio::select! {
-                done = request(stream, noted.clone(), signed) => done.map_err(Failure::from),
+                done = request(stream, noted.clone(), payload) => done.map_err(Failure::from),
                 () = progress.stalled(STALL) => Err(Failure::timeout("progress")),
             }
         })?
@@ -419,15 +420,10 @@ impl ObjectStore for S3 {
         check_key(key)?;
         let size = body.len();
         let length = i64::try_from(size).unwrap_or(i64::MAX);
-        let (etag, crc64) = self.send("write", key, &body, async |stream, noted, signed| {
+        let (etag, crc64) = self.send("write", key, &body, async |stream, noted, payload| {
             let request =
                 self.client.put_object().bucket(&self.bucket).key(key).content_length(length).body(stream);
-            let request = request.customize().interceptor(noted);
-            let request = match signed {
-                Some(signed) => request.interceptor(signed),
-                None => request,
-            };
-            request.send().await.map(|done| done.e_tag)
+            request.customize().interceptor(noted).interceptor(payload).send().await.map(|done| done.e_tag)
         })?;
         Ok(ObjectInfo { size, etag, crc64: Some(crc64) })
     }
@@ -457,7 +453,7 @@ impl ObjectStore for S3 {
         let size = body.len();
         let (length, index) = (i64::try_from(size).unwrap_or(i64::MAX), number(part)?);
         let verb = format!("send part {part} of");
-        let (etag, crc64) = self.send(&verb, &upload.key, &body, async |stream, noted, signed| {
+        let (etag, crc64) = self.send(&verb, &upload.key, &body, async |stream, noted, payload| {
             let request = self
                 .client
                 .upload_part()
@@ -467,12 +463,7 @@ impl ObjectStore for S3 {
                 .part_number(index)
                 .content_length(length)
                 .body(stream);
-            let request = request.customize().interceptor(noted);
-            let request = match signed {
-                Some(signed) => request.interceptor(signed),
-                None => request,
-            };
-            request.send().await.map(|done| done.e_tag)
+            request.customize().interceptor(noted).interceptor(payload).send().await.map(|done| done.e_tag)
         })?;
         Ok(Part { number: part, size, etag, crc64: Some(crc64) })
     }
