@@ -1,7 +1,12 @@
 //! The cloud client against the lab and against servers that misbehave.
 
 #![cfg(feature = "net")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test: a failure is the finding")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test: a failure is the finding"
+)]
 
 #[path = "support/cloud.rs"]
 mod support;

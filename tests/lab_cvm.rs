@@ -1,7 +1,12 @@
 //! The lab's CVM: its importer, its instances and its signature checks, judged by the official SDK too.
 
 #![cfg(feature = "net")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test: a failure is the finding")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test: a failure is the finding"
+)]
 
 #[path = "support/cloud.rs"]
 mod support;
