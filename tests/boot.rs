@@ -30,10 +30,14 @@ fn disk(options: &[&str]) -> (PathBuf, Value) {
 }
 
 /// One boot at a time, over all tests and processes: two slow each other down to the time limit.
-fn boot(machine: &Machine, expect: Expect, console: &Path) -> Outcome {
-    let lock = std::env::temp_dir().join("haul-test-boot.lock");
-    let lock = std::fs::File::create(lock).unwrap();
+fn boot_lock() -> std::fs::File {
+    let lock = std::fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
     lock.lock().unwrap();
+    lock
+}
+
+fn boot(machine: &Machine, expect: Expect, console: &Path) -> Outcome {
+    let _one = boot_lock();
     let machine = Machine { accelerator: Accelerator::Tcg, ..machine.clone() };
     let timeout = Duration::from_secs(400);
     boot::run(&Programs::default(), &machine, expect, timeout, console, &Tally::default()).unwrap()
@@ -129,6 +133,22 @@ fn cloud_init_reads_the_config_drive() {
     assert_eq!(words["cloud"], "done");
     assert_eq!(words["livehost"], "named-by-cloud");
     assert!(words["addrs"].contains(":10.0.2.15/24"), "{words:?}");
+}
+
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
+fn a_guest_comes_up_whatever_kvm_does() {
+    let (image, facts) = disk(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let tally = Tally::default();
+    let (timeout, log) = (Duration::from_secs(400), dir.path().join("console.log"));
+    let _one = boot_lock();
+    let outcome = boot::run(&Programs::default(), &sata(&image), beacon(), timeout, &log, &tally).unwrap();
+    assert_identity(&words(&outcome), &facts);
+    assert!([Accelerator::Kvm, Accelerator::Tcg].contains(&outcome.accelerator));
+    let told = tally.notes().iter().any(|(_, text)| text.contains("under TCG"));
+    let tried = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    assert_eq!(told, tried && outcome.accelerator == Accelerator::Tcg);
 }
 
 #[test]

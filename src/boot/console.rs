@@ -4,6 +4,9 @@
 /// Longest line kept, in bytes; the rest of a longer one is dropped.
 const MAX_LINE: usize = 4096;
 
+/// Pauses in a row after which an unfinished line with the marker counts as a whole one.
+const MARKER_PAUSES: u32 = 10;
+
 /// What a boot is to show before it counts as up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expect {
@@ -81,6 +84,7 @@ pub struct Verdict {
 pub struct Console {
     expect: Expect,
     line: Vec<u8>,
+    pauses: u32,
     escape: Escape,
     complaint: Option<String>,
     last: Option<String>,
@@ -97,12 +101,13 @@ enum Escape {
 impl Console {
     /// A judge that waits for `expect`.
     pub fn new(expect: Expect) -> Self {
-        Console { expect, line: Vec::new(), escape: Escape::None, complaint: None, last: None }
+        Console { expect, line: Vec::new(), pauses: 0, escape: Escape::None, complaint: None, last: None }
     }
 
     /// Takes more of the console; returns the first verdict its finished lines give.
     pub fn feed(&mut self, bytes: &[u8]) -> Option<Verdict> {
         let mut verdict = None;
+        self.pauses = 0;
         for &byte in bytes {
             if self.push(byte) {
                 let line = self.text();
@@ -113,10 +118,13 @@ impl Console {
         verdict
     }
 
-    /// Judges the unfinished line, a prompt perhaps: to be called when the console pauses.
+    /// Judges the unfinished line, a prompt perhaps: to be called when the console pauses. A line with the marker is
+    /// no prompt: a slow guest may pause within it, so it gets more time to be finished.
     pub fn pause(&mut self) -> Option<Verdict> {
+        self.pauses = self.pauses.saturating_add(1);
         let line = self.text();
-        self.judge(&line)
+        let waits = matches!(&self.expect, Expect::Marker(marker) if line.contains(marker.as_str()));
+        if waits && self.pauses < MARKER_PAUSES { None } else { self.judge(&line) }
     }
 
     /// The last line that was not empty, for a boot that was never decided.
@@ -262,6 +270,7 @@ mod tests {
     fn a_marker_is_judged_when_its_line_is_whole() {
         let mut console = Console::new(Expect::Marker("BEACON".into()));
         assert_eq!(console.feed(b"BEACON up root=/dev"), None);
+        assert_eq!(console.pause(), None);
         let verdict = console.feed(b"/vda1 END\r\n").unwrap();
         assert_eq!((verdict.state, verdict.evidence.as_str()), (State::Up, "BEACON up root=/dev/vda1 END"));
     }
