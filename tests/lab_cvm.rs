@@ -101,29 +101,31 @@ fn an_image_that_does_not_boot_is_an_internal_error() {
 fn formats_and_sizes_outside_the_rules_are_refused() {
     let (lab, folder) = (Lab::start(|_| {}), tempfile::tempdir().unwrap());
     let raw = disk::raw(folder.path(), Server::WHOLE);
-    let wrong = |name: &str, object: &Path| {
+    let wrong = |name: &str, object: &Path, why: &str| {
         assert_eq!(earned(&lab, name, object), "InvalidFormatSize", "{name}");
+        let reason = lab.handle.notifications().pop().unwrap()["LabReason"].to_string();
+        assert!(reason.contains(why), "{name}: {reason}");
     };
-    wrong("vdi", &disk::converted(&raw, &["-O", "vdi"], "vdi"));
-    wrong("vhdx", &disk::converted(&raw, &["-O", "vhdx"], "vhdx"));
+    wrong("vdi", &disk::converted(&raw, &["-O", "vdi"], "vdi"), "the format is vdi");
+    wrong("vhdx", &disk::converted(&raw, &["-O", "vhdx"], "vhdx"), "the format is vhdx");
     let zstd = disk::converted(&raw, &["-O", "qcow2", "-c", "-o", "compression_type=zstd"], "zstd");
-    wrong("zstd", &zstd);
+    wrong("zstd", &zstd, "zstd");
     let at = |name: &str| folder.path().join(name);
     disk::run("qemu-img", &["create", "-q", "-f", "qcow2", "large", "501G"], folder.path(), "");
-    wrong("large", &at("large"));
+    wrong("large", &at("large"), "bytes large");
     let backed = ["create", "-q", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", "backed"];
     disk::run("qemu-img", &backed, folder.path(), "");
-    wrong("backed", &at("backed"));
+    wrong("backed", &at("backed"), "another file");
     let descriptor =
         "# Disk DescriptorFile\nversion=1\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"/etc/passwd\" 0\n";
     std::fs::write(at("descriptor"), descriptor).unwrap();
-    wrong("descriptor", &at("descriptor"));
+    wrong("descriptor", &at("descriptor"), "any file");
     let mut corrupt = std::fs::read(disk::converted(&raw, &["-O", "qcow2"], "qcow2")).unwrap();
     // The first L1 entry, at the offset the header names, points far beyond the file.
     let l1 = usize::try_from(u64::from_be_bytes(corrupt[40..48].try_into().unwrap())).unwrap();
     corrupt[l1 + 1] ^= 0x70;
     std::fs::write(at("corrupt"), corrupt).unwrap();
-    wrong("corrupt", &at("corrupt"));
+    wrong("corrupt", &at("corrupt"), "ERROR");
 
     let newer = Lab::start(|config| config.new_qcow2 = true);
     assert_eq!(outcome(&newer, "zstd", &zstd, false), None);
