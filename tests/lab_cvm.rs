@@ -11,6 +11,7 @@
 #[path = "support/cloud.rs"]
 mod support;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -95,6 +96,7 @@ fn an_image_that_does_not_boot_is_an_internal_error() {
     let (lab, folder) = (Lab::start(|_| {}), tempfile::tempdir().unwrap());
     lab.hypervisor.broken.store(true, Ordering::SeqCst);
     assert_eq!(earned(&lab, "unbootable", &disk::raw(folder.path(), Server::WHOLE)), "InternalError");
+    assert!(page(&lab, "/lab/notifications").contains("the kernel found no root"));
 }
 
 #[test]
@@ -211,6 +213,15 @@ fn a_gpt_is_taken_by_the_public_edition_only() {
     assert_eq!(private.codes(), ["PartitionNotPresent"]);
 }
 
+/// One of the lab's own pages, as any HTTP client sees it.
+fn page(lab: &Lab, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(lab.handle.addr()).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 fn in_state(cvm: &Cvm, id: &str, state: &str) -> Instance {
     for _ in 0..10_000 {
         let instance = cvm.instance(id).unwrap().expect("the instance vanished");
@@ -249,6 +260,8 @@ fn an_instance_runs_its_image_with_a_config_drive_until_it_is_terminated() {
         assert_eq!(machine.config_drive.instance_id, id);
         assert_eq!(machine.config_drive.hostname.as_deref(), Some("VM-0"));
     }
+    assert!(page(&lab, &format!("/lab/instances/{id}/console")).ends_with("login: "));
+    assert!(page(&lab, "/lab/instances/ins-none/console").starts_with("HTTP/1.1 404"));
     assert_eq!(cvm.delete_images(std::slice::from_ref(&image_id)).unwrap_err().kind(), Kind::Cloud, "in use");
     cvm.terminate_instances(std::slice::from_ref(&id)).unwrap();
     assert_eq!(cvm.instance(&id).unwrap(), None);
