@@ -184,6 +184,16 @@ fn an_import_that_was_not_carried_out_is_asked_for_again_with_a_fresh_link() {
 }
 
 #[test]
+fn a_name_no_edition_takes_is_refused_here() {
+    let cvm = cvm_at("http://127.0.0.1:1", generate_keys(), Edition::Public, TestClock::right());
+    for name in [String::new(), "ü".repeat(61)] {
+        let link = Secret::new("http://127.0.0.1:1/x".to_owned());
+        let error = cvm.import_image(&request(&name), &link, true).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage);
+    }
+}
+
+#[test]
 fn a_name_of_somebody_elses_image_is_refused_before_anything_is_made() {
     let lab = Lab::start(|_| {});
     let (cvm, object) = (lab.cvm(), blank());
@@ -380,8 +390,13 @@ fn odd_field_types_are_forgiven() {
 #[test]
 fn an_instance_role_gives_temporary_keys() {
     let url = metadata();
-    let keys = haul::cloud::credentials::instance_role(&url).unwrap();
-    assert_eq!(keys.secret_id, "AKIDrole");
+    let clock = TestClock::right();
+    let source = haul::cloud::credentials::role_source(&url, clock.clone());
+    let ids = || source().unwrap().secret_id;
+    assert_eq!((ids(), ids()), ("AKIDrole1".into(), "AKIDrole1".into()), "asked for again at once");
+    haul::cloud::Clock::sleep(&*clock, Duration::from_secs(301)).unwrap();
+    assert_eq!(ids(), "AKIDrole2", "kept for ever");
+    let keys = source().unwrap();
     assert_eq!(keys.token.unwrap().expose(), "token-role");
     let nobody = haul::cloud::credentials::instance_role("http://127.0.0.1:1").unwrap_err();
     assert_eq!(nobody.kind(), Kind::Credentials);
@@ -392,16 +407,18 @@ fn metadata() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
+        let mut given = 0;
         for mut stream in listener.incoming().flatten() {
             let mut piece = [0; 4096];
             let n = stream.read(&mut piece).unwrap_or(0);
             let line = String::from_utf8_lossy(&piece[..n]).lines().next().unwrap_or_default().to_owned();
             let body = if line.contains("/security-credentials/ ") {
-                "CVMRole"
+                "CVMRole".to_owned()
             } else if line.contains("/security-credentials/CVMRole ") {
-                r#"{"TmpSecretId":"AKIDrole","TmpSecretKey":"key-role","Token":"token-role","Code":"Success"}"#
+                given += 1;
+                format!(r#"{{"TmpSecretId":"AKIDrole{given}","TmpSecretKey":"key","Token":"token-role"}}"#)
             } else {
-                ""
+                String::new()
             };
             let length = body.len();
             let _ = write!(

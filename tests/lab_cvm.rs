@@ -11,6 +11,7 @@
 #[path = "support/cloud.rs"]
 mod support;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -95,35 +96,38 @@ fn an_image_that_does_not_boot_is_an_internal_error() {
     let (lab, folder) = (Lab::start(|_| {}), tempfile::tempdir().unwrap());
     lab.hypervisor.broken.store(true, Ordering::SeqCst);
     assert_eq!(earned(&lab, "unbootable", &disk::raw(folder.path(), Server::WHOLE)), "InternalError");
+    assert!(page(&lab, "/lab/notifications").contains("the kernel found no root"));
 }
 
 #[test]
 fn formats_and_sizes_outside_the_rules_are_refused() {
     let (lab, folder) = (Lab::start(|_| {}), tempfile::tempdir().unwrap());
     let raw = disk::raw(folder.path(), Server::WHOLE);
-    let wrong = |name: &str, object: &Path| {
+    let wrong = |name: &str, object: &Path, why: &str| {
         assert_eq!(earned(&lab, name, object), "InvalidFormatSize", "{name}");
+        let reason = lab.handle.notifications().pop().unwrap()["LabReason"].to_string();
+        assert!(reason.contains(why), "{name}: {reason}");
     };
-    wrong("vdi", &disk::converted(&raw, &["-O", "vdi"], "vdi"));
-    wrong("vhdx", &disk::converted(&raw, &["-O", "vhdx"], "vhdx"));
+    wrong("vdi", &disk::converted(&raw, &["-O", "vdi"], "vdi"), "the format is vdi");
+    wrong("vhdx", &disk::converted(&raw, &["-O", "vhdx"], "vhdx"), "the format is vhdx");
     let zstd = disk::converted(&raw, &["-O", "qcow2", "-c", "-o", "compression_type=zstd"], "zstd");
-    wrong("zstd", &zstd);
+    wrong("zstd", &zstd, "zstd");
     let at = |name: &str| folder.path().join(name);
     disk::run("qemu-img", &["create", "-q", "-f", "qcow2", "large", "501G"], folder.path(), "");
-    wrong("large", &at("large"));
+    wrong("large", &at("large"), "bytes large");
     let backed = ["create", "-q", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", "backed"];
     disk::run("qemu-img", &backed, folder.path(), "");
-    wrong("backed", &at("backed"));
+    wrong("backed", &at("backed"), "another file");
     let descriptor =
         "# Disk DescriptorFile\nversion=1\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"/etc/passwd\" 0\n";
     std::fs::write(at("descriptor"), descriptor).unwrap();
-    wrong("descriptor", &at("descriptor"));
+    wrong("descriptor", &at("descriptor"), "any file");
     let mut corrupt = std::fs::read(disk::converted(&raw, &["-O", "qcow2"], "qcow2")).unwrap();
     // The first L1 entry, at the offset the header names, points far beyond the file.
     let l1 = usize::try_from(u64::from_be_bytes(corrupt[40..48].try_into().unwrap())).unwrap();
     corrupt[l1 + 1] ^= 0x70;
     std::fs::write(at("corrupt"), corrupt).unwrap();
-    wrong("corrupt", &at("corrupt"));
+    wrong("corrupt", &at("corrupt"), "ERROR");
 
     let newer = Lab::start(|config| config.new_qcow2 = true);
     assert_eq!(outcome(&newer, "zstd", &zstd, false), None);
@@ -209,6 +213,15 @@ fn a_gpt_is_taken_by_the_public_edition_only() {
     assert_eq!(private.codes(), ["PartitionNotPresent"]);
 }
 
+/// One of the lab's own pages, as any HTTP client sees it.
+fn page(lab: &Lab, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(lab.handle.addr()).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 fn in_state(cvm: &Cvm, id: &str, state: &str) -> Instance {
     for _ in 0..10_000 {
         let instance = cvm.instance(id).unwrap().expect("the instance vanished");
@@ -247,6 +260,8 @@ fn an_instance_runs_its_image_with_a_config_drive_until_it_is_terminated() {
         assert_eq!(machine.config_drive.instance_id, id);
         assert_eq!(machine.config_drive.hostname.as_deref(), Some("VM-0"));
     }
+    assert!(page(&lab, &format!("/lab/instances/{id}/console")).ends_with("login: "));
+    assert!(page(&lab, "/lab/instances/ins-none/console").starts_with("HTTP/1.1 404"));
     assert_eq!(cvm.delete_images(std::slice::from_ref(&image_id)).unwrap_err().kind(), Kind::Cloud, "in use");
     cvm.terminate_instances(std::slice::from_ref(&id)).unwrap();
     assert_eq!(cvm.instance(&id).unwrap(), None);

@@ -75,7 +75,10 @@ fn a_server_ready_for_virtio_is_imported_and_runs() {
         let text = String::from_utf8_lossy(&std::fs::read(&console).unwrap_or_default()).into_owned();
         if let Some(line) = text.lines().find(|line| line.contains("HAUL-BEACON up") && line.contains(" END"))
         {
-            assert!(line.contains("root=/dev/vda1") && line.contains("cloud=done"), "{line}");
+            // The host name comes from the config drive: cloud-init has read it.
+            for seen in ["root=/dev/vda1 ", "livehost=VM-0 ", "addrs=eth0:10.0.2.15/24 "] {
+                assert!(line.contains(seen), "no {seen}in {line}");
+            }
             assert_eq!(run.cvm.instance(&id).unwrap().unwrap().instance_state, "RUNNING");
             run.cvm.terminate_instances(std::slice::from_ref(&id)).unwrap();
             return;

@@ -73,18 +73,18 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<
     };
     config.region = REGION.to_owned();
     config.port = arguments.cvm_port;
-    config.cos = Some(store.addr.to_string());
+    let cos = format!("cos.{REGION}.localhost:{}", store.addr.port());
+    config.cos = Some(cos.clone());
     config.new_qcow2 = arguments.new_qcow2;
     config.hypervisor = Some(Arc::new(Qemu::new(Programs::default(), Accelerator::Auto, BOOT_TIME)));
     let api = cvm::start(config)?;
 
     // The names of COS do not resolve here: the client is told the address, and keeps the name.
-    let port = store.addr.port();
     let settings = [
         ("TENCENTCLOUD_SECRET_ID", keys.secret_id.clone()),
         ("TENCENTCLOUD_SECRET_KEY", keys.secret_key.expose().clone()),
         ("HAUL_REGION", REGION.to_owned()),
-        ("HAUL_COS_ENDPOINT", format!("http://cos.{REGION}.localhost:{port}")),
+        ("HAUL_COS_ENDPOINT", format!("http://{cos}")),
         ("HAUL_CONNECT_TO", "127.0.0.1".to_owned()),
         ("HAUL_CVM_ENDPOINT", api.url()),
         ("HAUL_EDITION", if arguments.edition == Edition::Tce { "tce" } else { "public" }.to_owned()),

@@ -1,8 +1,10 @@
 //! The clock that requests are signed and waits are measured with, as a parameter.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// Time as the cloud clients see it.
 pub trait Clock: Send + Sync {
@@ -20,12 +22,21 @@ pub trait Clock: Send + Sync {
 #[derive(Debug)]
 pub struct SystemClock {
     start: Instant,
+    stop: Arc<AtomicBool>,
 }
+
+/// How soon a pause notices that a stop was asked for.
+const STOP_CHECK: Duration = Duration::from_millis(100);
 
 impl SystemClock {
     /// The clock; its [`Clock::elapsed`] begins at zero.
     pub fn new() -> Self {
-        SystemClock { start: Instant::now() }
+        SystemClock::until(Arc::default())
+    }
+
+    /// The clock, whose pauses end with [`Kind::Interrupted`] once `stop` is set.
+    pub fn until(stop: Arc<AtomicBool>) -> Self {
+        SystemClock { start: Instant::now(), stop }
     }
 }
 
@@ -49,7 +60,26 @@ impl Clock for SystemClock {
     }
 
     fn sleep(&self, pause: Duration) -> Result<()> {
-        std::thread::sleep(pause);
-        Ok(())
+        let end = Instant::now() + pause;
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::new(Kind::Interrupted, "interrupted", "a wait for the cloud was stopped"));
+            }
+            match end.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return Ok(()),
+                left => std::thread::sleep(left.min(STOP_CHECK)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_ends_a_pause() {
+        let clock = SystemClock::until(Arc::new(AtomicBool::new(true)));
+        assert_eq!(clock.sleep(Duration::from_secs(3600)).unwrap_err().kind(), Kind::Interrupted);
     }
 }

@@ -4,10 +4,12 @@
 //! the metadata service.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::cloud::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::net;
 use crate::unit::Secret;
@@ -27,6 +29,16 @@ pub struct Credentials {
     pub secret_key: Secret<String>,
     /// The session token of temporary keys.
     pub token: Option<Secret<String>>,
+}
+
+/// Where a client gets its keys, each time it needs them: temporary ones are renewed behind it.
+pub type KeySource = Arc<dyn Fn() -> Result<Credentials> + Send + Sync>;
+
+impl Credentials {
+    /// These keys, always.
+    pub fn fixed(self) -> KeySource {
+        Arc::new(move || Ok(self.clone()))
+    }
 }
 
 /// What the user gave explicitly, and what a search found; any part may be missing.
@@ -140,6 +152,24 @@ pub fn instance_role(base: &str) -> Result<Credentials> {
         Error::new(Kind::Credentials, "credentials.role", format!("{base} gave no instance role's keys"))
             .because(why)
             .remedy("bind a CAM role to this instance, or give keys in the environment")
+    })
+}
+
+/// How long keys of an instance role are kept; the metadata service renews them hours before they run out.
+const ROLE_KEPT: Duration = Duration::from_secs(300);
+
+/// The keys of the instance role behind `base`, asked for again every five minutes of `clock`.
+pub fn role_source(base: &str, clock: Arc<dyn Clock>) -> KeySource {
+    let (base, kept) = (base.to_owned(), Mutex::new(None::<(Duration, Credentials)>));
+    Arc::new(move || {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock.elapsed();
+        if let Some((_, keys)) = kept.as_ref().filter(|(since, _)| now.saturating_sub(*since) < ROLE_KEPT) {
+            return Ok(keys.clone());
+        }
+        let keys = instance_role(&base)?;
+        *kept = Some((now, keys.clone()));
+        Ok(keys)
     })
 }
 

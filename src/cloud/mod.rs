@@ -5,4 +5,4 @@ pub mod credentials;
 pub mod tencent;
 
 pub use clock::{Clock, SystemClock};
-pub use credentials::Credentials;
+pub use credentials::{Credentials, KeySource};

@@ -86,7 +86,7 @@ impl Services {
             Edition::Public => tencent::Edition::Public,
             Edition::Tce => tencent::Edition::Tce,
         };
-        let client = Client::new(settings, self.credentials.clone(), Arc::new(SystemClock::new()))?;
+        let client = Client::new(settings, self.credentials.clone().fixed(), Arc::new(SystemClock::new()))?;
         Ok(Cvm::new(client, edition))
     }
 }

@@ -135,7 +135,7 @@ pub fn cvm_signing(
         region: "ap-guangzhou".into(),
         method,
     };
-    Cvm::new(Client::new(settings, keys, clock).unwrap(), edition)
+    Cvm::new(Client::new(settings, keys.fixed(), clock).unwrap(), edition)
 }
 
 pub fn request(name: &str) -> ImportRequest {

@@ -13,7 +13,7 @@ use time::PrimitiveDateTime;
 use time::macros::format_description;
 
 use super::{sign, wire};
-use crate::cloud::{Clock, Credentials};
+use crate::cloud::{Clock, Credentials, KeySource};
 use crate::error::{Error, Kind, Result, Retry};
 use crate::net;
 
@@ -154,13 +154,13 @@ impl fmt::Display for Skew {
 pub struct Client {
     http: reqwest::Client,
     settings: Settings,
-    credentials: Credentials,
+    keys: KeySource,
     clock: Arc<dyn Clock>,
 }
 
 impl Client {
-    /// A client; nothing is sent yet.
-    pub fn new(settings: Settings, credentials: Credentials, clock: Arc<dyn Clock>) -> Result<Self> {
+    /// A client; nothing is sent yet. `keys` are asked for before every request, so that temporary ones can be renewed.
+    pub fn new(settings: Settings, keys: KeySource, clock: Arc<dyn Clock>) -> Result<Self> {
         let mut builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             // Whether to send again is decided here, by what the call does.
@@ -176,7 +176,7 @@ impl Client {
                 .caused_by(error)
                 .remedy("check this machine's CA certificates (package ca-certificates)")
         })?;
-        Ok(Client { http, settings, credentials, clock })
+        Ok(Client { http, settings, keys, clock })
     }
 
     /// The clock the client signs and waits with.
@@ -197,7 +197,8 @@ impl Client {
     pub fn call(&self, action: &str, input: &Value, repeat: Repeat) -> Result<Value> {
         let mut pauses = PAUSES.iter();
         loop {
-            let error = match net::block_on(self.send(action, input))? {
+            let keys = (self.keys)()?;
+            let error = match net::block_on(self.send(action, input, &keys))? {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
@@ -231,11 +232,11 @@ impl Client {
         Some(Skew { seconds: self.clock.unix() - date.assume_utc().unix_timestamp() })
     }
 
-    async fn send(&self, action: &str, input: &Value) -> Result<Value> {
+    async fn send(&self, action: &str, input: &Value, keys: &Credentials) -> Result<Value> {
         let request = match self.settings.method {
-            sign::Method::Tc3 => self.tc3(action, input)?,
-            sign::Method::HmacSha256 => self.v1(action, input, true),
-            sign::Method::HmacSha1 => self.v1(action, input, false),
+            sign::Method::Tc3 => self.tc3(action, input, keys)?,
+            sign::Method::HmacSha256 => self.v1(action, input, keys, true),
+            sign::Method::HmacSha1 => self.v1(action, input, keys, false),
         };
         let answer = request.send().await.map_err(|error| self.unreachable(action, error))?;
         let (status, skew) = (answer.status(), self.skew_of(answer.headers()));
@@ -263,12 +264,12 @@ impl Client {
             return Err(self.unanswered(action, "the answer has no `Response`"));
         }
         if response["Error"].is_object() {
-            return Err(self.refused(action, input, &response, skew));
+            return Err(self.refused(action, &scrubber(input, keys), &response, skew));
         }
         Ok(response)
     }
 
-    fn tc3(&self, action: &str, input: &Value) -> Result<reqwest::RequestBuilder> {
+    fn tc3(&self, action: &str, input: &Value, keys: &Credentials) -> Result<reqwest::RequestBuilder> {
         let Settings { endpoint, service, version, region, .. } = &self.settings;
         let content_type = "application/json";
         let payload = input.to_string().into_bytes();
@@ -281,8 +282,7 @@ impl Client {
             service,
             timestamp,
         };
-        let authorization =
-            signed.authorization(&self.credentials.secret_id, self.credentials.secret_key.expose())?;
+        let authorization = signed.authorization(&keys.secret_id, keys.secret_key.expose())?;
         let mut request = self
             .http
             .post(endpoint.to_string())
@@ -296,25 +296,25 @@ impl Client {
         if !region.is_empty() {
             request = request.header("x-tc-region", region);
         }
-        if let Some(token) = &self.credentials.token {
+        if let Some(token) = &keys.token {
             request = request.header("x-tc-token", token.expose());
         }
         Ok(request.body(payload))
     }
 
-    fn v1(&self, action: &str, input: &Value, sha256: bool) -> reqwest::RequestBuilder {
+    fn v1(&self, action: &str, input: &Value, keys: &Credentials, sha256: bool) -> reqwest::RequestBuilder {
         let Settings { endpoint, version, region, .. } = &self.settings;
         let mut fields = wire::flatten(input);
         let nonce = uuid::Uuid::new_v4().as_fields().0;
         let common = json!({
             "Action": action, "Version": version, "Region": region, "Timestamp": self.clock.unix(),
-            "Nonce": nonce, "SecretId": self.credentials.secret_id, "Language": "en-US",
+            "Nonce": nonce, "SecretId": keys.secret_id, "Language": "en-US",
             "SignatureMethod": if sha256 { "HmacSHA256" } else { "HmacSHA1" },
-            "Token": self.credentials.token.as_ref().map(|token| token.expose().as_str()),
+            "Token": keys.token.as_ref().map(|token| token.expose().as_str()),
         });
         fields.extend(wire::flatten(&common));
         let string = sign::v1_string("POST", &endpoint.authority, "/", &fields);
-        let signature = sign::v1_signature(sha256, self.credentials.secret_key.expose(), &string);
+        let signature = sign::v1_signature(sha256, keys.secret_key.expose(), &string);
         fields.insert("Signature".into(), signature);
         let form = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&fields).finish();
         self.http
@@ -351,11 +351,17 @@ impl Client {
         .retryable()
     }
 
-    fn refused(&self, action: &str, input: &Value, response: &Value, skew: Option<Skew>) -> Error {
+    fn refused(
+        &self,
+        action: &str,
+        scrub: &dyn Fn(String) -> String,
+        response: &Value,
+        skew: Option<Skew>,
+    ) -> Error {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let api = ApiError {
             code: text(&response["Error"]["Code"]),
-            message: self.scrub(input, text(&response["Error"]["Message"])),
+            message: scrub(text(&response["Error"]["Message"])),
             request_id: text(&response["RequestId"]),
         };
         let code = api.code.clone();
@@ -373,10 +379,8 @@ impl Client {
             }
             "AuthFailure.UnauthorizedOperation" | "UnauthorizedOperation" => {
                 let service = &self.settings.service;
-                Error::new(Kind::Cloud, "cloud.denied", what).remedy(format!(
-                    "let the account's administrator grant {service}:{action} to {}",
-                    self.credentials.secret_id
-                ))
+                Error::new(Kind::Cloud, "cloud.denied", what)
+                    .remedy(format!("let the account's administrator grant {service}:{action} to this key"))
             }
             "AuthFailure.SignatureFailure" => Error::new(Kind::Credentials, "cloud.credentials", what)
                 .remedy("check the secret key; behind a proxy, that it leaves host and content type alone"),
@@ -392,12 +396,13 @@ impl Client {
             .caused_by(api);
         if passing { error.retryable() } else { error }
     }
+}
 
-    /// A server may repeat what it was sent: keys, and links that carry a signature, go no further.
-    fn scrub(&self, input: &Value, message: String) -> String {
-        let token = self.credentials.token.as_ref().map(|token| token.expose().as_str());
-        let secrets =
-            [Some(self.credentials.secret_key.expose().as_str()), token, input["ImageUrl"].as_str()];
+/// A server may repeat what it was sent: keys, and links that carry a signature, go no further.
+fn scrubber<'a>(input: &'a Value, keys: &'a Credentials) -> impl Fn(String) -> String + 'a {
+    let token = keys.token.as_ref().map(|token| token.expose().as_str());
+    let secrets = [Some(keys.secret_key.expose().as_str()), token, input["ImageUrl"].as_str()];
+    move |message| {
         let secrets = secrets.into_iter().flatten().filter(|secret| !secret.is_empty());
         secrets.fold(message, |text, secret| text.replace(secret, "[secret]"))
     }

@@ -16,6 +16,15 @@ use crate::unit::Secret;
 /// The API's version.
 pub const VERSION: &str = "2017-03-12";
 
+/// Largest system disk that is imported, virtual and stored alike, in bytes. Some public documents say 50 GB stored.
+pub const MAX_IMAGE: u64 = 500_000_000_000;
+/// Longest image name, in characters.
+pub const MAX_NAME: usize = 60;
+/// Longest description that every edition takes, in characters.
+pub const MAX_DESCRIPTION: usize = 60;
+/// How far this machine's clock may be from the server's, in seconds.
+pub const MAX_SKEW: u64 = 300;
+
 /// The most a page may hold.
 const PAGE: usize = 100;
 /// The most pages read of one list: ten thousand entries.
@@ -89,6 +98,27 @@ pub struct ImportRequest {
     pub boot_mode: BootMode,
     /// Import although the guest has no cloud-init.
     pub force: bool,
+}
+
+impl ImportRequest {
+    /// Checks what every edition would refuse, before anything is copied.
+    pub fn check(&self) -> Result<()> {
+        for (what, text, longest) in
+            [("name", &self.name, MAX_NAME), ("description", &self.description, MAX_DESCRIPTION)]
+        {
+            let length = text.chars().count();
+            if !(1..=longest).contains(&length) {
+                return Err(Error::new(
+                    Kind::Usage,
+                    "cloud.image-name",
+                    format!("the image's {what} has {length} characters"),
+                )
+                .because(format!("it may have 1 to {longest}"))
+                .remedy("choose another one"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What DescribeImportImageOs lists.
@@ -225,6 +255,7 @@ impl Cvm {
         url: &Secret<String>,
         dry_run: bool,
     ) -> Result<Option<String>> {
+        request.check()?;
         let boot_mode = match (self.edition, request.boot_mode) {
             (_, BootMode::Bios) => None,
             (Edition::Public, BootMode::Uefi) => Some("UEFI"),

@@ -10,7 +10,7 @@ use crate::cloud::Credentials;
 use crate::cloud::tencent::{Edition, cvm, sign, wire};
 
 /// How far a request's time may be from the server's, in seconds.
-const WINDOW: i64 = 300;
+const WINDOW: i64 = cvm::MAX_SKEW.cast_signed();
 const SERVICE: &str = "cvm";
 const FORM: &str = "application/x-www-form-urlencoded";
 
