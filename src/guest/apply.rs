@@ -76,7 +76,7 @@ enum Say {
     /// The step of this number is done.
     Step { number: u64, text: String },
     /// Something failed.
-    Failed { id: String, what: String, why: String, remedy: String },
+    Failed { exit_code: u8, cause: String, what: String, why: String, remedy: String },
     /// Everything is done, written and unmounted.
     Done,
 }
@@ -84,7 +84,8 @@ enum Say {
 impl Say {
     fn failed(error: &Error) -> Self {
         Say::Failed {
-            id: error.id().to_owned(),
+            exit_code: error.kind().exit_code(),
+            cause: error.id().to_owned(),
             what: error.what().to_owned(),
             why: error.why(),
             remedy: error.what_to_do().to_owned(),
@@ -187,9 +188,11 @@ fn listen(
                 monitor.advance(number);
                 monitor.note(Level::Info, &text);
             }
-            Ok(Say::Failed { id, what, why, remedy }) => {
+            Ok(Say::Failed { exit_code, cause, what, why, remedy }) => {
+                let known = [Kind::Privilege, Kind::Source, Kind::Destination, Kind::Internal];
+                let kind = known.into_iter().find(|kind| kind.exit_code() == exit_code).unwrap_or(Kind::Image);
                 let error =
-                    Error::new(Kind::Image, "guest.apply", what).because(why).remedy(remedy).fact("step", id);
+                    Error::new(kind, "guest.apply", what).because(why).remedy(remedy).fact("cause", cause);
                 return Err((error, server));
             }
             Ok(Say::Done) => return Ok(server),
