@@ -17,6 +17,7 @@ mod qcow2_rs;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+#[cfg(feature = "fault-points")]
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

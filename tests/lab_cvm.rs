@@ -12,12 +12,17 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use haul::cloud::tencent::cvm::{BootMode, Instance, RunRequest};
 use haul::cloud::tencent::{Cvm, import};
 use haul::error::Kind;
+use haul::lab::s3;
 use haul::monitor::Tally;
+use haul::store::ObjectStore;
+use haul::store::s3::{Keys, S3};
 use haul::unit::Secret;
 
 use support::disk::{self, Server};
@@ -150,6 +155,42 @@ fn a_link_to_another_store_is_no_cos_link() {
 }
 
 #[test]
+fn an_object_of_the_labs_store_is_imported_by_its_signed_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let store_lab = s3::Server::start(s3::Config::new(folder.path().join("cos"), "AKIDlab", "key")).unwrap();
+    store_lab.create_bucket("img-1250000000", false).unwrap();
+    let cos = format!("cos.ap-guangzhou.localhost:{}", store_lab.addr.port());
+    let keys = || Ok(Keys { id: "AKIDlab".into(), secret: Secret::new("key".into()), token: None });
+    let store = S3::new(haul::store::s3::Config {
+        endpoint: format!("http://{cos}"),
+        region: "ap-guangzhou".into(),
+        bucket: "img-1250000000".into(),
+        path_style: false,
+        connect_to: Some([127, 0, 0, 1].into()),
+        keys: Arc::new(keys),
+    })
+    .unwrap();
+    let raw = disk::raw(folder.path(), Server::WHOLE);
+    let image = disk::converted(&raw, &["-O", "qcow2", "-c"], "image");
+    let key = "servers/web 1 (ü)+&.qcow2";
+    store.put(key, std::fs::read(image).unwrap().into()).unwrap();
+
+    let lab = Lab::start(|config| config.cos = Some(cos));
+    let cvm = lab.cvm();
+    let mut link = || store.presign_get(key, Duration::from_secs(3600));
+    import::rehearse(&cvm, &request("cos"), &mut link).unwrap();
+    let id = import::start(&cvm, &request("cos"), WAITING, &mut link).unwrap();
+    import::wait(&cvm, &id, WAITING, &Tally::default()).unwrap();
+    let reads: Vec<_> = store_lab.requests().into_iter().filter(|r| r.operation != "PutObject").collect();
+    assert_eq!((reads.len(), reads[0].operation.as_str(), &reads[0].range), (1, "GetObject", &None));
+
+    let stale = Secret::new(link().unwrap().expose().replace("X-Amz-Expires=3600", "X-Amz-Expires=3601"));
+    let id = cvm.import_image(&request("forged"), &stale, false).unwrap().unwrap();
+    import::wait(&cvm, &id, WAITING, &Tally::default()).unwrap_err();
+    assert_eq!(lab.codes(), ["InvalidUrl"]);
+}
+
+#[test]
 fn a_gpt_is_taken_by_the_public_edition_only() {
     let folder = tempfile::tempdir().unwrap();
     let raw = disk::raw(folder.path(), Server::WHOLE);
@@ -203,9 +244,8 @@ fn an_instance_runs_its_image_with_a_config_drive_until_it_is_terminated() {
         let machines = lab.hypervisor.machines.lock().unwrap();
         let machine = machines.last().unwrap();
         assert!(machine.uefi, "the declared boot mode counts");
-        let about = &machine.config_drive.as_ref().unwrap()["openstack/latest/meta_data.json"];
-        let about: serde_json::Value = serde_json::from_slice(about).unwrap();
-        assert_eq!((about["uuid"].as_str(), about["hostname"].as_str()), (Some(&*id), Some(&*id)));
+        assert_eq!(machine.config_drive.instance_id, id);
+        assert_eq!(machine.config_drive.hostname.as_deref(), Some("VM-0"));
     }
     assert_eq!(cvm.delete_images(std::slice::from_ref(&image_id)).unwrap_err().kind(), Kind::Cloud, "in use");
     cvm.terminate_instances(std::slice::from_ref(&id)).unwrap();

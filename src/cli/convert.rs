@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
@@ -10,7 +11,8 @@ use super::output::Output;
 use crate::error::{Error, Kind, Result};
 use crate::image::{Compress, Format, Gate};
 use crate::job::convert::{self, Convert};
-use crate::monitor::Counter;
+use crate::job::copy::Settings;
+use crate::monitor::{Counter, Monitor};
 use crate::source::OnReadError;
 use crate::unit::bytes::human;
 
@@ -99,16 +101,18 @@ impl Arguments {
             destination: self.dst.clone(),
             source_format: self.from,
             gate,
-            format,
-            compress,
-            all_blocks: self.all_blocks,
+            settings: Settings {
+                format,
+                compress,
+                all_blocks: self.all_blocks,
+                on_read_error: match self.on_read_error {
+                    Action::Fail => OnReadError::Fail,
+                    Action::Zero => OnReadError::Zero,
+                },
+            },
             inconsistent: self.inconsistent,
             force: self.force,
             resume: self.resume,
-            on_read_error: match self.on_read_error {
-                Action::Fail => OnReadError::Fail,
-                Action::Zero => OnReadError::Zero,
-            },
             threads: self.threads.unwrap_or_else(super::default_threads),
         })
     }
@@ -122,14 +126,15 @@ fn format_by_extension(path: &Path) -> Format {
 /// Runs the command.
 pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<()> {
     let job = arguments.job()?;
-    let progress = output.progress();
+    let progress = Arc::new(output.progress());
     if arguments.dry_run {
-        let plan = convert::dry_run(&job, &progress)?;
+        let plan = convert::dry_run(&job, &*progress)?;
         progress.finish();
         output.result(&plan, &plan.to_string());
         return Ok(());
     }
-    let converted = convert::convert(&job, stop, &progress);
+    let monitor: Arc<dyn Monitor> = progress.clone();
+    let converted = convert::convert(&job, stop, &monitor);
     progress.finish();
     let report = converted?;
     let (read, skipped) = (progress.get(Counter::Read), progress.get(Counter::Skipped));
@@ -139,7 +144,7 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<
         "{}: {} {} image of a {} disk",
         report.destination.display(),
         human(report.image_bytes),
-        job.format,
+        job.settings.format,
         human(report.size)
     );
     let _ = writeln!(
@@ -149,6 +154,9 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<
         human(skipped),
         progress.elapsed().as_secs_f64()
     );
+    if report.resumed_from > 0 {
+        let _ = writeln!(text, "resumed at {}", human(report.resumed_from));
+    }
     let _ = writeln!(text, "source root {}", report.source_root.0);
     let _ = writeln!(text, "manifest    {}", report.manifest.display());
     output.result(&report, &text);

@@ -73,6 +73,15 @@ pub enum Record {
     },
     /// The store acknowledged a part, checksum included.
     Part(PartRecord),
+    /// The store acknowledged the first part with the image's front in it, the last part to go.
+    Front(PartRecord),
+    /// The image is complete and safe, and only its name is missing.
+    Sealed {
+        /// Length of the image in bytes.
+        bytes: u64,
+        /// CRC-64/XZ of the image, where the destination keeps one.
+        crc64: Option<u64>,
+    },
     /// A later run went on from here: batches at or after `from`, and parts at or after `position`, are void.
     Resumed {
         /// Offset in the disk.
@@ -281,14 +290,18 @@ fn encode(record: &Record) -> Vec<u8> {
             to.push(3);
             to.extend_from_slice(id.as_bytes());
         }
-        Record::Part(part) => {
-            to.push(4);
+        Record::Part(part) | Record::Front(part) => {
+            to.push(if matches!(record, Record::Part(_)) { 4 } else { 7 });
             put_u64s(&mut to, &[u64::from(part.number), part.start, part.end, part.crc64]);
             to.extend_from_slice(part.etag.as_bytes());
         }
         Record::Resumed { from, position } => {
             to.push(5);
             put_u64s(&mut to, &[*from, *position]);
+        }
+        Record::Sealed { bytes, crc64 } => {
+            to.push(6);
+            put_u64s(&mut to, &[*bytes, u64::from(crc64.is_some()), crc64.unwrap_or(0)]);
         }
     }
     to
@@ -333,12 +346,17 @@ fn decode(payload: &[u8]) -> Option<Record> {
         }),
         2 => Record::Synced { position: from.u64()? },
         3 => Record::Upload { id: from.text()? },
-        4 => {
+        4 | 7 => {
             let number = u32::try_from(from.u64()?).ok()?;
             let (start, end, crc64) = (from.u64()?, from.u64()?, from.u64()?);
-            Record::Part(PartRecord { number, start, end, crc64, etag: from.text()? })
+            let part = PartRecord { number, start, end, crc64, etag: from.text()? };
+            if *kind == 4 { Record::Part(part) } else { Record::Front(part) }
         }
         5 => Record::Resumed { from: from.u64()?, position: from.u64()? },
+        6 => {
+            let (bytes, known, crc64) = (from.u64()?, from.u64()?, from.u64()?);
+            Record::Sealed { bytes, crc64: (known != 0).then_some(crc64) }
+        }
         _ => return None,
     })
 }
@@ -398,6 +416,11 @@ mod tests {
         })
     }
 
+    fn part() -> impl Strategy<Value = PartRecord> {
+        (any::<u32>(), any::<u64>(), any::<u64>(), "\"[a-f0-9]{32}\"", any::<u64>())
+            .prop_map(|(number, start, end, etag, crc64)| PartRecord { number, start, end, etag, crc64 })
+    }
+
     fn record() -> impl Strategy<Value = Record> {
         prop_oneof![
             (any::<[u64; 3]>(), digests(), prop::option::of(digests()), prop::collection::vec(cell(), 0..40))
@@ -406,16 +429,11 @@ mod tests {
                 }),
             any::<u64>().prop_map(|position| Record::Synced { position }),
             "[a-zA-Z0-9~]{0,60}".prop_map(|id| Record::Upload { id }),
-            (any::<u32>(), any::<u64>(), any::<u64>(), "\"[a-f0-9]{32}\"", any::<u64>()).prop_map(
-                |(number, start, end, etag, crc64)| Record::Part(PartRecord {
-                    number,
-                    start,
-                    end,
-                    etag,
-                    crc64
-                })
-            ),
+            (any::<bool>(), part())
+                .prop_map(|(front, part)| { if front { Record::Front(part) } else { Record::Part(part) } }),
             (any::<u64>(), any::<u64>()).prop_map(|(from, position)| Record::Resumed { from, position }),
+            (any::<u64>(), prop::option::of(any::<u64>()))
+                .prop_map(|(bytes, crc64)| Record::Sealed { bytes, crc64 }),
         ]
     }
 

@@ -59,6 +59,9 @@ pub struct Head {
     pub format: String,
     /// Length of the image in bytes.
     pub image_bytes: u64,
+    /// CRC-64/XZ of the image, where its store keeps one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crc64: Option<u64>,
     /// What the source consists of, for the reader.
     pub volumes: Vec<String>,
 }

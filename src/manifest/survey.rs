@@ -18,6 +18,10 @@ pub struct Survey {
     pub upload: Option<String>,
     /// The parts acknowledged and not void, in the order of their numbers.
     pub parts: Vec<PartRecord>,
+    /// The first part as it was sent, with the front in it.
+    pub front: Option<PartRecord>,
+    /// Length and CRC-64 of the image, once it was complete.
+    pub sealed: Option<(u64, Option<u64>)>,
     /// For each resumption: the number of records before it, and the offset batches are void from.
     resumed: Vec<(u64, u64)>,
 }
@@ -40,7 +44,11 @@ impl Survey {
                     survey.parts.retain(|old| old.number != part.number);
                     survey.parts.push(part);
                 }
+                Record::Front(part) => survey.front = Some(part),
+                Record::Sealed { bytes, crc64 } => survey.sealed = Some((bytes, crc64)),
                 Record::Resumed { from, position } => {
+                    survey.sealed = None;
+                    survey.front = None;
                     survey.parts.retain(|part| part.end <= position);
                     survey.resumed.push((records, from));
                 }

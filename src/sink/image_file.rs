@@ -1,13 +1,14 @@
 //! A local image file, written front to back in aligned blocks under a temporary name, synced beside the copy.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
-use super::Destination;
+use super::{Destination, Sealed};
 use crate::error::{Error, Kind, Result};
 use crate::io::buffer::ALIGN;
-use crate::io::{AlignedBuf, OutFile, ReadAt, WriteAt};
+use crate::io::{AlignedBuf, OutFile, ReadAt, WriteAt, atomic};
 use crate::manifest::journal::{Journal, Record};
 use crate::unit::{KIB, MIB, to_usize};
 
@@ -28,12 +29,13 @@ pub struct ImageFile {
     sync_due: u64,
     journal: Arc<Journal>,
     syncer: Option<Syncer>,
+    name: PathBuf,
 }
 
 impl ImageFile {
     /// Goes on writing `file` at `position`: the front's length for a new image, the last safe border for a resumed
-    /// one, whose bytes before `position` are read back as far as the block reaches.
-    pub fn at(file: OutFile, position: u64, journal: Arc<Journal>) -> Result<Self> {
+    /// one, whose bytes before `position` are read back as far as the block reaches. It will be called `name`.
+    pub fn at(file: OutFile, name: &Path, position: u64, journal: Arc<Journal>) -> Result<Self> {
         let mut block = AlignedBuf::new(BLOCK);
         let written = position / ALIGN as u64 * ALIGN as u64;
         let filled = to_usize(position - written);
@@ -42,7 +44,16 @@ impl ImageFile {
         }
         let file = Arc::new(file);
         let syncer = Some(Syncer::start(file.clone(), journal.clone())?);
-        Ok(ImageFile { file, block, filled, written, sync_due: written + SYNC_EVERY, journal, syncer })
+        Ok(ImageFile {
+            file,
+            block,
+            filled,
+            written,
+            sync_due: written + SYNC_EVERY,
+            journal,
+            syncer,
+            name: name.to_owned(),
+        })
     }
 
     fn position(&self) -> u64 {
@@ -120,7 +131,7 @@ impl Destination for ImageFile {
         self.journal.sync()
     }
 
-    fn finish(mut self: Box<Self>, front: Vec<u8>) -> Result<u64> {
+    fn finish(mut self: Box<Self>, front: Vec<u8>) -> Result<Sealed> {
         self.stop_syncer()?;
         self.flush()?;
         let length = self.position();
@@ -131,8 +142,18 @@ impl Destination for ImageFile {
             self.file.write_at(&front, 0)?;
             self.file.sync()?;
         }
-        Ok(length)
+        Ok(sealed(self.file.path(), &self.name, length))
     }
+}
+
+/// The complete image file `part` of `length` bytes, which will be called `name`.
+pub fn sealed(part: &Path, name: &Path, length: u64) -> Sealed {
+    let (part, name) = (part.to_owned(), name.to_owned());
+    Sealed::new(length, None, move || match atomic::rename(&part, &name) {
+        // A run before this one may have renamed it and not lived to say so.
+        Err(_) if !part.exists() && name.metadata().is_ok_and(|meta| meta.len() == length) => Ok(()),
+        done => done,
+    })
 }
 
 /// Syncs the file beside the copy, so that the copy never waits for the disk's cache.

@@ -1,7 +1,10 @@
 //! Where packed batches go: an image laid out by its encoder into a destination that takes bytes in order.
 
 pub mod image_file;
+#[cfg(feature = "net")]
+pub mod object;
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -23,11 +26,35 @@ pub trait Sink: Send {
     fn finish(self: Box<Self>) -> Result<Sealed>;
 }
 
-/// A complete image, safe at its destination.
-#[derive(Debug)]
+/// A complete image, safe at its destination, without its final name yet.
 pub struct Sealed {
     /// Length of the image in bytes.
     pub bytes: u64,
+    /// CRC-64/XZ of the image, where the destination keeps one.
+    pub crc64: Option<u64>,
+    publish: Box<dyn FnOnce() -> Result<()> + Send>,
+}
+
+impl Sealed {
+    /// An image that `publish` gives its name.
+    pub fn new(
+        bytes: u64,
+        crc64: Option<u64>,
+        publish: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Self {
+        Sealed { bytes, crc64, publish: Box::new(publish) }
+    }
+
+    /// Gives the image its name: the one switch after which it exists.
+    pub fn publish(self) -> Result<()> {
+        (self.publish)()
+    }
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed({} bytes)", self.bytes)
+    }
 }
 
 /// Takes the bytes of an image in order; the front, whose room is left out at first, comes last.
@@ -44,8 +71,8 @@ pub trait Destination: Send {
     /// Returns once everything appended is safe and the journal says so.
     fn settle(&mut self) -> Result<()>;
 
-    /// Writes the front and ends the image; returns its length in bytes.
-    fn finish(self: Box<Self>, front: Vec<u8>) -> Result<u64>;
+    /// Writes the front and ends the image.
+    fn finish(self: Box<Self>, front: Vec<u8>) -> Result<Sealed>;
 }
 
 /// An image in one of haul's formats.
@@ -95,6 +122,9 @@ impl Sink for ImageSink {
     fn finish(mut self: Box<Self>) -> Result<Sealed> {
         let (pieces, front) = self.encoder.finish()?;
         self.place(pieces, &[])?;
-        Ok(Sealed { bytes: self.destination.finish(front)? })
+        let sealed = self.destination.finish(front)?;
+        self.journal.append(&Record::Sealed { bytes: sealed.bytes, crc64: sealed.crc64 })?;
+        self.journal.sync()?;
+        Ok(sealed)
     }
 }

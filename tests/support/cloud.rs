@@ -217,12 +217,11 @@ impl OneObject {
     }
 }
 
-/// The interpreter of the tests' virtualenv, which has the clouds' official SDKs.
+/// The interpreter of the tests' virtualenv, which has the clouds' official SDKs (scripts/pydeps.sh).
 pub fn python() -> PathBuf {
-    let path = std::env::var_os("HAUL_TEST_PYTHON").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pydeps/bin/python"),
-        PathBuf::from,
-    );
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let cache = std::env::var_os("HAUL_CACHE").map_or_else(|| root.join("target"), PathBuf::from);
+    let path = cache.join("pydeps/bin/python");
     assert!(path.exists(), "this test needs {}: run scripts/pydeps.sh", path.display());
     path
 }

@@ -1,6 +1,7 @@
 //! Disk contents with everything in them, and the programs that make images of them.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::print_stdout, reason = "a failed test shows its seed")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

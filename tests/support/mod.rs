@@ -150,7 +150,7 @@ pub fn age(dir: &Path, seed: u64, files: u64, largest: u64) {
     for i in 0..files {
         let sub = dir.join(format!("d{}", i % 7));
         fs::create_dir_all(&sub).unwrap();
-        let len = random.below(largest) as usize;
+        let len = usize::try_from(random.below(largest)).unwrap();
         fs::write(sub.join(format!("f{i}")), random.bytes(len)).unwrap();
     }
     run("sync", &["-f", text(dir)]);

@@ -18,7 +18,7 @@ const CLUSTER_CACHE: usize = 8 << 20;
 /// The most compressed bytes read at once for clusters that follow, in bytes.
 const READ_AHEAD: u64 = MIB;
 /// The longest run of data reported at once, in bytes: it bounds what one question about data looks at.
-const LONGEST_RUN: u64 = 64 * MIB;
+const LONGEST_RUN: u64 = 16 * MIB;
 
 /// The virtual disk of one image. Holds the L1 table (at most 32 MiB), the two caches, and for each thread that
 /// reads compressed clusters at once a decompressor with up to 4 MiB of input.
@@ -28,15 +28,38 @@ pub struct Reader {
     entries: Entries,
     compression: Compression,
     /// Metadata and compressed clusters.
-    file: Arc<dyn ReadAt>,
+    file: Arc<Sparse>,
     /// Plain clusters.
-    data: Arc<dyn ReadAt>,
+    data: Arc<Sparse>,
     backing: Option<Arc<dyn ReadAt>>,
     /// Offsets of L2 tables, 0 for none.
     l1: Vec<u64>,
     tables: Cache<[u64]>,
     clusters: Cache<[u8]>,
     unpackers: Mutex<Vec<Unpacker>>,
+}
+
+/// A file, and the stretch of it last found to hold data: asking a file system where a hole begins costs more than
+/// reading a cluster, and an image's file mostly has none.
+struct Sparse {
+    file: Arc<dyn ReadAt>,
+    known: Mutex<Extent>,
+}
+
+impl Sparse {
+    fn new(file: Arc<dyn ReadAt>) -> Arc<Self> {
+        Arc::new(Sparse { file, known: Mutex::new(Extent::new(0, 0)) })
+    }
+
+    /// What may be data in `asked`: one stretch, the first.
+    fn data_in(&self, asked: Extent) -> Result<Option<Extent>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(asked) {
+            let Some(data) = self.file.next_data(asked.start)? else { return Ok(None) };
+            *known = data;
+        }
+        Ok(Some(known.intersect(asked)).filter(|data| !data.is_empty()))
+    }
 }
 
 /// A piece of the virtual disk that comes from one place.
@@ -67,6 +90,7 @@ impl Reader {
         let l1: Vec<u64> =
             bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry) & OFFSET_MASK).collect();
         check_l1(&name, &l1, table, geometry, file.size())?;
+        let file = Sparse::new(file);
         Ok(Reader {
             name,
             size: header.virtual_size,
@@ -76,7 +100,7 @@ impl Reader {
                 external: header.incompatible & feature::DATA_FILE != 0,
             },
             compression: header.compression,
-            data: data.unwrap_or_else(|| Arc::clone(&file)),
+            data: data.map_or_else(|| Arc::clone(&file), Sparse::new),
             file,
             backing,
             l1,
@@ -97,10 +121,10 @@ impl Reader {
         }
         let whole = Extent::at(offset, self.entries.geometry.cluster_size());
         // A table in a hole of a sparse file maps nothing: terabytes of such tables cost no reading.
-        if self.file.next_data(offset)?.is_none_or(|data| data.start >= whole.end) {
+        if self.file.data_in(whole)?.is_none() {
             return Ok(None);
         }
-        let bytes = read_vec(&self.file, offset, to_usize(whole.len()))?;
+        let bytes = read_vec(&self.file.file, offset, to_usize(whole.len()))?;
         let table: Arc<[u64]> =
             bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect();
         self.tables.put(offset, Arc::clone(&table), bytes.len());
@@ -142,7 +166,7 @@ impl Reader {
             };
             let goes_on = match (first, mapping) {
                 (None, Mapping::Compressed(packed)) => {
-                    if packed.start >= self.file.size() {
+                    if packed.start >= self.file.file.size() {
                         let why =
                             format!("compressed bytes at {} lie beyond the end of the file", packed.start);
                         return Err(self.bad_entry(index, entry, why));
@@ -151,16 +175,16 @@ impl Reader {
                         (at / geometry.cluster_size() + 1).saturating_mul(geometry.cluster_size());
                     return Ok(Run { mapping, len: cluster_end.min(limit) - at });
                 }
-                (None, Mapping::Plain(host)) if host + (unit_end - end) > self.data.size() => {
+                (None, Mapping::Plain(host)) if host + (unit_end - end) > self.data.file.size() => {
                     let why = format!(
                         "the cluster at {host} ends beyond the end of the file at {}",
-                        self.data.size()
+                        self.data.file.size()
                     );
                     return Err(self.bad_entry(index, entry, why));
                 }
                 (None, _) => true,
                 (Some(Mapping::Plain(start)), Mapping::Plain(host)) => {
-                    host == start + (end - at) && host + (unit_end - end) <= self.data.size()
+                    host == start + (end - at) && host + (unit_end - end) <= self.data.file.size()
                 }
                 (Some(first), mapping) => first == mapping && !matches!(mapping, Mapping::Compressed(_)),
             };
@@ -181,10 +205,10 @@ impl Reader {
             (Mapping::Zero, _) | (Mapping::Unallocated, None) => None,
             (Mapping::Unallocated, Some(backing)) => backing.next_data(at)?,
             // A preallocated image maps every cluster, and its file is a hole where nothing was written.
-            (Mapping::Plain(host), _) => self
-                .data
-                .next_data(host)?
-                .map(|data| Extent::at(at.saturating_add(data.start - host), data.len())),
+            (Mapping::Plain(host), _) => {
+                let data = self.data.data_in(Extent::at(host, run.len))?;
+                data.map(|data| Extent::at(at + (data.start - host), data.len()))
+            }
             (Mapping::Compressed(_), _) => Some(whole),
         };
         Ok((data.map(|data| data.intersect(whole)).filter(|data| !data.is_empty()), whole.end))
@@ -211,10 +235,10 @@ impl Reader {
         remaining: u64,
     ) -> Result<()> {
         let cluster_size = self.entries.geometry.cluster_size();
-        let packed = Extent::new(packed.start, packed.end.min(self.file.size()));
+        let packed = Extent::new(packed.start, packed.end.min(self.file.file.size()));
         let mut unpack = |cluster: &mut [u8]| {
             let ahead = remaining.min(READ_AHEAD);
-            unpacker.unpack(&*self.file, packed, ahead, cluster)?.map_err(|why| {
+            unpacker.unpack(&*self.file.file, packed, ahead, cluster)?.map_err(|why| {
                 bad_field(&self.name, "compressed cluster", packed.start, why).fact("disk_offset", at)
             })
         };
@@ -289,7 +313,7 @@ impl ReadAt for Reader {
             match run.mapping {
                 Mapping::Zero => part.fill(0),
                 Mapping::Unallocated => self.read_backing(part, at)?,
-                Mapping::Plain(host) => self.data.read_at(part, host)?,
+                Mapping::Plain(host) => self.data.file.read_at(part, host)?,
                 Mapping::Compressed(packed) => {
                     let unpacker = unpacker.get_or_insert_with(|| {
                         let kept = self.unpackers().pop();

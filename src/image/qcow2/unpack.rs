@@ -1,6 +1,6 @@
 //! Unpacking of compressed clusters.
 
-use flate2::{Decompress, FlushDecompress};
+use libdeflater::Decompressor;
 use zstd_safe::DCtx;
 
 use super::header::Compression;
@@ -17,15 +17,14 @@ pub(super) struct Unpacker {
 }
 
 enum Codec {
-    Zlib(Decompress),
+    Zlib(Decompressor),
     Zstd(DCtx<'static>),
 }
 
 impl Unpacker {
     pub(super) fn new(compression: Compression) -> Self {
         let codec = match compression {
-            // QEMU writes with a 4 KiB window; 32 KiB, the largest, also reads what others write.
-            Compression::Zlib => Codec::Zlib(Decompress::new(false)),
+            Compression::Zlib => Codec::Zlib(Decompressor::new()),
             Compression::Zstd => Codec::Zstd(DCtx::create()),
         };
         Unpacker { codec, window: Extent::new(0, 0), bytes: Vec::new() }
@@ -58,16 +57,15 @@ impl Unpacker {
 }
 
 fn inflate(
-    codec: &mut Decompress,
+    codec: &mut Decompressor,
     source: &[u8],
     cluster: &mut [u8],
 ) -> std::result::Result<(), &'static str> {
-    codec.reset(false);
-    // Bytes after the deflate stream, and output it would give beyond the cluster, are ignored, as in QEMU.
-    match codec.decompress(source, cluster, FlushDecompress::Finish) {
-        Ok(_) if codec.total_out() == cluster.len() as u64 => Ok(()),
+    // The bytes after the deflate stream, the rest of its last sector, are ignored.
+    match codec.deflate_decompress(source, cluster) {
+        Ok(unpacked) if unpacked == cluster.len() => Ok(()),
         Ok(_) => Err("it unpacks to less than a cluster"),
-        Err(_) => Err("it is no deflate stream"),
+        Err(_) => Err("it is no deflate stream of a cluster"),
     }
 }
 

@@ -11,6 +11,7 @@ use super::Lab;
 use super::hypervisor::Machine;
 use super::judge::{Code, Judge, Passed, Rules, SIZE_LIMIT, Verdict};
 use super::world::ImageState;
+use crate::boot::config_drive::ConfigDrive;
 use crate::cloud::tencent::Edition;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ fn judge_and_boot(lab: &Lab, id: &str, force: bool) -> Result<Passed, Verdict> {
             id: id.to_owned(),
             disk: passed.raw.clone(),
             uefi,
-            config_drive: None,
+            config_drive: ConfigDrive { instance_id: id.to_owned(), ..ConfigDrive::default() },
             console: folder.join("console.log"),
         };
         hypervisor
@@ -67,14 +68,8 @@ async fn fetch(lab: &Lab, url: &str, to: &Path) -> Result<(), String> {
         (Some(host), None) => host.to_owned(),
         (None, _) => return Err("the link names no host".into()),
     };
-    if let Some(cos) = &lab.config.cos
-        && authority != *cos
-        && !authority.ends_with(&format!(".{cos}"))
-    {
+    if !is_cos(&parsed, &authority, lab.config.cos.as_deref()) {
         return Err(format!("{authority} is not the object store of this region"));
-    }
-    if !is_loopback(&parsed) {
-        return Err(format!("{authority} is not on this machine"));
     }
     if !lab.world().used_urls.insert(url.to_owned()) {
         return Err("the link was used before".into());
@@ -86,7 +81,7 @@ async fn fetch(lab: &Lab, url: &str, to: &Path) -> Result<(), String> {
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT);
     let client = match parsed.host() {
-        // Not every resolver knows that *.localhost is this machine (RFC 6761 §6.3).
+        // The lab never fetches from anywhere else.
         Some(Host::Domain(name)) => client.resolve(name, ([127, 0, 0, 1], 0).into()),
         _ => client,
     };
@@ -109,13 +104,16 @@ async fn fetch(lab: &Lab, url: &str, to: &Path) -> Result<(), String> {
     file.flush().await.map_err(spooled)
 }
 
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
+/// Whether a link leads to the object store `cos`, or, when none is named, to this machine. Whatever it says, names
+/// are resolved to this machine and addresses must be its own.
+fn is_cos(url: &Url, authority: &str, cos: Option<&str>) -> bool {
+    let local = match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Domain(name)) => cos.is_some() || name == "localhost" || name.ends_with(".localhost"),
         None => false,
-    }
+    };
+    local && cos.is_none_or(|cos| authority == cos || authority.ends_with(&format!(".{cos}")))
 }
 
 /// Ends an import: the state is all the API shows; the code goes to the account, the reason to the lab's log.
@@ -143,5 +141,25 @@ fn settle(lab: &Lab, id: &str, outcome: Result<Passed, Verdict>) {
                 world.images.remove(id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_lead_to_the_store_named_or_to_this_machine() {
+        let cos = |url: &str, cos: Option<&str>| {
+            let url = Url::parse(url).unwrap();
+            let authority = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
+            is_cos(&url, &authority, cos)
+        };
+        let store = Some("cos.lab:90");
+        assert!(cos("http://bkt-1.cos.lab:90/x", store) && cos("http://cos.lab:90/bkt-1/x", store));
+        assert!(!cos("http://bkt-1.cos.lab:91/x", store) && !cos("http://othercos.lab:90/x", store));
+        assert!(!cos("http://10.0.0.1:90/x", Some("10.0.0.1:90")), "the lab left this machine");
+        assert!(cos("http://127.0.0.1:90/x", None) && cos("http://b.cos.localhost:90/x", None));
+        assert!(!cos("http://example.com:90/x", None));
     }
 }

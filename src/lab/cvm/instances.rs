@@ -9,9 +9,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::gate::{Call, Fault};
-use super::hypervisor::{Machine, config_drive};
+use super::hypervisor::Machine;
 use super::world::{ImageState, Instance, InstanceState};
 use super::{Lab, flag, images, new_id, page, text, texts};
+use crate::boot::config_drive::ConfigDrive;
 
 /// Instances an account may have.
 const QUOTA: usize = 20;
@@ -35,10 +36,12 @@ pub(super) fn run_instances(lab: &Arc<Lab>, call: &Call) -> Result<Value, Fault>
     if token.len() > 64 || !token.is_ascii() {
         return refused("InvalidClientToken.TooLong", "ClientToken takes 64 ASCII characters.");
     }
-    let user_data = match BASE64_STANDARD.decode(text(call, "UserData")) {
-        Ok(data) if data.len() <= USER_DATA_LIMIT => data,
-        _ => return refused("InvalidParameterValue", "UserData takes 16 KB in base64."),
+    let user_data =
+        BASE64_STANDARD.decode(text(call, "UserData")).ok().and_then(|data| String::from_utf8(data).ok());
+    let Some(user_data) = user_data.filter(|data| data.len() <= USER_DATA_LIMIT) else {
+        return refused("InvalidParameterValue", "UserData takes 16 KB of text in base64.");
     };
+    let user_data = Some(user_data).filter(|data| !data.is_empty());
     let image_id = text(call, "ImageId");
     let mut ids = Vec::new();
     {
@@ -58,8 +61,9 @@ pub(super) fn run_instances(lab: &Arc<Lab>, call: &Call) -> Result<Value, Fault>
         }
         for _ in 0..count {
             let id = new_id("ins");
+            // As on the real cloud there always is one: a guest that keeps its own must insist.
             let hostname = match text(call, "HostName") {
-                "" => id.clone(),
+                "" => format!("VM-{}", world.instances.len()),
                 given => given.to_owned(),
             };
             let kind = match text(call, "InstanceType") {
@@ -119,7 +123,12 @@ fn keep_running(lab: &Lab, id: &str) {
         id: id.to_owned(),
         disk,
         uefi,
-        config_drive: Some(config_drive(id, &instance.hostname, &instance.zone, &instance.user_data)),
+        config_drive: ConfigDrive {
+            instance_id: id.to_owned(),
+            hostname: Some(instance.hostname),
+            user_data: instance.user_data,
+            ..ConfigDrive::default()
+        },
         console: instance.console,
     };
     let has_run = AtomicBool::new(false);

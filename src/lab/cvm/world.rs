@@ -122,10 +122,10 @@ pub struct Instance {
     pub zone: String,
     /// Its type.
     pub kind: String,
-    /// Its host name, in the config drive.
+    /// The host name it is told in the config drive.
     pub hostname: String,
     /// What cloud-init runs.
-    pub user_data: Vec<u8>,
+    pub user_data: Option<String>,
     /// Where it is in its life.
     pub state: InstanceState,
     /// Its serial console.

@@ -1,0 +1,307 @@
+//! The copy every job shares: source to image, journalled, resumable at any byte, sealed before it has a name.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+
+use super::source::Source;
+use crate::error::{Error, Kind, Result};
+use crate::image::{self, Compress, Format};
+use crate::io::OutFile;
+use crate::io::batch::{Encoder, Geometry};
+use crate::io::file::Identity;
+use crate::manifest::journal::{Journal, Record};
+use crate::manifest::survey::Survey;
+use crate::manifest::{Head, Manifest, Sealer};
+use crate::monitor::Monitor;
+use crate::pipeline;
+use crate::sink::image_file::{self, ImageFile};
+#[cfg(feature = "net")]
+use crate::sink::object::{self, ObjectImage};
+use crate::sink::{Destination, ImageSink, Sealed, Sink};
+use crate::source::OnReadError;
+#[cfg(feature = "net")]
+use crate::store::{ObjectStore, Upload};
+use crate::unit::Extent;
+
+/// How to copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Format of the image.
+    pub format: Format,
+    /// Compression of the image.
+    pub compress: Compress,
+    /// Copy blocks that no file system uses, too.
+    pub all_blocks: bool,
+    /// What to do about unreadable sectors.
+    pub on_read_error: OnReadError,
+}
+
+/// Where the image goes.
+pub enum Target {
+    /// A file, written as `part` and then called `name`.
+    File {
+        /// Its name while it is incomplete.
+        part: PathBuf,
+        /// Its name.
+        name: PathBuf,
+    },
+    /// An object.
+    #[cfg(feature = "net")]
+    Object {
+        /// The bucket.
+        store: Arc<dyn ObjectStore>,
+        /// The object's key.
+        key: String,
+        /// A folder of the job's own, for what must wait.
+        folder: PathBuf,
+    },
+}
+
+/// A copy to be made.
+pub struct Copy<'a> {
+    /// The source, opened.
+    pub source: &'a Source,
+    /// How.
+    pub settings: Settings,
+    /// Where to.
+    pub target: Target,
+    /// The journal's path.
+    pub journal: PathBuf,
+    /// The manifest's path.
+    pub manifest: PathBuf,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+/// The part of a copy that a resumed run must share with the run it continues; kept in the journal.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Parameters {
+    source: Identity,
+    settings: Settings,
+    size: u64,
+    amended: Vec<(u64, u64)>,
+}
+
+/// A copy that exists under its name.
+pub struct Copied {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Where in the disk this run took up an earlier one; 0 for a run from the start.
+    pub resumed_from: u64,
+    /// Extents that could not be read and are zero in the copy.
+    pub unreadable: Vec<(u64, u64)>,
+}
+
+enum Stand {
+    /// Data is missing from this offset of the disk on.
+    Copying(Box<dyn Sink>, u64),
+    /// Only the manifest or the name is missing.
+    Complete(Sealed),
+}
+
+impl Copy<'_> {
+    /// Makes the copy, taking up an earlier run where its journal proves it safe if `resume` says so.
+    pub fn run(&self, resume: bool, stop: &AtomicBool, monitor: &Arc<dyn Monitor>) -> Result<Copied> {
+        let stand =
+            if resume && self.journal.exists() { self.resume(monitor)? } else { self.start(monitor)? };
+        let blocks = self.source.blocks(self.settings.on_read_error);
+        let (sealed, resumed_from) = match stand {
+            Stand::Complete(sealed) => (sealed, self.source.size()),
+            Stand::Copying(mut sink, from) => {
+                monitor.begin("copy", Some(self.source.size()));
+                let options = pipeline::Options { threads: self.threads, from, stop };
+                pipeline::run(&blocks, &mut *sink, &options, &**monitor)?;
+                (sink.finish()?, from)
+            }
+        };
+        self.source.check_unchanged()?;
+        let manifest = self.seal(&sealed)?;
+        sealed.publish()?;
+        let unreadable = blocks.unreadable().iter().map(|run| (run.start, run.end)).collect();
+        Ok(Copied { manifest, resumed_from, unreadable })
+    }
+
+    fn parameters(&self) -> Parameters {
+        Parameters {
+            source: self.source.identity().clone(),
+            settings: self.settings,
+            size: self.source.size(),
+            amended: self.source.amended().iter().map(|run| (run.start, run.end)).collect(),
+        }
+    }
+
+    fn encoder(&self) -> Result<Box<dyn Encoder>> {
+        let size = self.source.size();
+        Ok(match self.settings.format {
+            Format::Raw => Box::new(image::raw::writer::Writer::new(size)),
+            Format::Qcow2 => Box::new(image::qcow2::writer::Writer::new(size, self.settings.compress)?),
+        })
+    }
+
+    /// Begins a new image and its journal.
+    fn start(&self, monitor: &Arc<dyn Monitor>) -> Result<Stand> {
+        let encoder = self.encoder()?;
+        let json = serde_json::to_vec(&self.parameters()).map_err(|error| {
+            Error::new(Kind::Internal, "journal.encode", "cannot encode the job's parameters")
+                .caused_by(error)
+        })?;
+        let front = encoder.front_len();
+        let destination: (Box<dyn Destination>, _) = match &self.target {
+            Target::File { part, name } => {
+                let file = OutFile::create(part)?;
+                let journal = Arc::new(Journal::create(&self.journal, &json)?);
+                (Box::new(ImageFile::at(file, name, front, journal.clone())?), journal)
+            }
+            #[cfg(feature = "net")]
+            Target::Object { store, key, folder } => {
+                let journal = Arc::new(Journal::create(&self.journal, &json)?);
+                let context = self.context((store, key, folder), &journal, monitor);
+                (Box::new(ObjectImage::begin(context, front)?), journal)
+            }
+        };
+        #[cfg(not(feature = "net"))]
+        let _ = monitor;
+        Ok(Stand::Copying(Box::new(ImageSink::new(encoder, destination.0, destination.1)), 0))
+    }
+
+    /// Takes up an image where its journal proves it safe: the encoder lays the proven batches out again, without
+    /// their bytes.
+    fn resume(&self, monitor: &Arc<dyn Monitor>) -> Result<Stand> {
+        #[cfg_attr(not(feature = "net"), expect(unused_mut, reason = "objects only"))]
+        let mut survey = Survey::of(&self.journal)?;
+        let recorded: Option<Parameters> = serde_json::from_slice(&survey.job).ok();
+        if recorded.as_ref() != Some(&self.parameters()) {
+            return Err(Error::new(
+                Kind::Source,
+                "resume.changed",
+                format!("the copy of {} cannot be resumed", self.source.name()),
+            )
+            .because("the source or the options are not those of the run that was stopped")
+            .remedy("run the command again without --resume"));
+        }
+        if let Some((bytes, _)) = survey.sealed {
+            return Ok(Stand::Complete(self.sealed(&survey, bytes)?));
+        }
+        let mut encoder = self.encoder()?;
+        let safe = match &self.target {
+            Target::File { part, .. } => OutFile::reopen(part)?.len()?.min(survey.synced),
+            #[cfg(feature = "net")]
+            Target::Object { store, key, folder } => {
+                ObjectImage::safe(&**store, key, folder, encoder.front_len(), &mut survey)?
+            }
+        };
+        if safe == 0 {
+            return self.start(monitor);
+        }
+        let mut from = 0;
+        survey.batches(&self.journal, |batch| {
+            if batch.position <= safe {
+                encoder.put(Extent::new(batch.start, batch.end), &batch.cells)?;
+                from = batch.end;
+            }
+            Ok(())
+        })?;
+        let position = encoder.position();
+        let journal = Arc::new(Journal::reopen(&self.journal, survey.valid)?);
+        let destination: Box<dyn Destination> = match &self.target {
+            Target::File { part, name } => {
+                journal.append(&Record::Resumed { from, position })?;
+                Box::new(ImageFile::at(OutFile::reopen(part)?, name, position, journal.clone())?)
+            }
+            #[cfg(feature = "net")]
+            Target::Object { store, key, folder } => {
+                journal.append(&Record::Resumed { from, position: safe })?;
+                let context = self.context((store, key, folder), &journal, monitor);
+                Box::new(ObjectImage::resume(context, &survey, position, safe)?)
+            }
+        };
+        journal.sync()?;
+        Ok(Stand::Copying(Box::new(ImageSink::new(encoder, destination, journal)), from))
+    }
+
+    #[cfg(feature = "net")]
+    fn context(
+        &self,
+        (store, key, folder): (&Arc<dyn ObjectStore>, &str, &Path),
+        journal: &Arc<Journal>,
+        monitor: &Arc<dyn Monitor>,
+    ) -> object::Context {
+        object::Context {
+            store: store.clone(),
+            key: key.to_owned(),
+            bound: self.source.bound(),
+            journal: journal.clone(),
+            folder: folder.to_owned(),
+            monitor: monitor.clone(),
+        }
+    }
+
+    fn sealed(&self, survey: &Survey, bytes: u64) -> Result<Sealed> {
+        match &self.target {
+            Target::File { part, name } => Ok(image_file::sealed(part, name, bytes)),
+            #[cfg(feature = "net")]
+            Target::Object { store, key, .. } => {
+                let (Some(front), Some(id)) = (&survey.front, &survey.upload) else {
+                    return Err(Error::new(
+                        Kind::Image,
+                        "journal.order",
+                        "the journal lacks the upload it completes",
+                    )
+                    .remedy("run the command again without --resume"));
+                };
+                let upload = Upload { key: key.clone(), id: id.clone() };
+                Ok(object::sealed(store.clone(), upload, front, survey.parts.iter()))
+            }
+        }
+    }
+
+    fn seal(&self, sealed: &Sealed) -> Result<Manifest> {
+        let survey = Survey::of(&self.journal)?;
+        let mut sealer = Sealer::begin(&self.manifest, Geometry::of(self.source.size()))?;
+        survey.batches(&self.journal, |batch| sealer.add(&batch))?;
+        let head = Head {
+            source: self.source.name(),
+            inconsistent: self.source.in_use(),
+            format: self.settings.format.to_string(),
+            image_bytes: sealed.bytes,
+            crc64: sealed.crc64,
+            volumes: self.source.volumes().to_vec(),
+            ..Head::default()
+        };
+        sealer.seal(head, self.source.amended())
+    }
+
+    /// Removes what an unfinished copy left; nothing else refers to it. An upload is dropped at its store.
+    pub fn discard(&self) {
+        match &self.target {
+            Target::File { part, .. } => remove(part),
+            #[cfg(feature = "net")]
+            Target::Object { store, key, folder } => {
+                if let Ok(Survey { upload: Some(id), .. }) = Survey::of(&self.journal) {
+                    // What cannot be dropped now, `jobs clean` finds later.
+                    let _ = store.abort(&Upload { key: key.clone(), id });
+                }
+                remove(&folder.join("first-part"));
+            }
+        }
+        remove(&self.journal);
+    }
+
+    /// Removes what only a resumed run would need, once the copy has its name.
+    pub fn clear(&self) {
+        #[cfg(feature = "net")]
+        if let Target::Object { folder, .. } = &self.target {
+            remove(&folder.join("first-part"));
+        }
+        remove(&self.journal);
+    }
+}
+
+/// Removes a file that may be gone already.
+fn remove(path: &Path) {
+    let _ = fs::remove_file(path);
+}
