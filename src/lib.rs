@@ -22,6 +22,7 @@ pub mod boot;
 pub mod guest;
 #[cfg(feature = "net")]
 pub mod cloud;
+pub mod config;
 pub mod job;
 #[cfg(feature = "net")]
 pub mod lab;

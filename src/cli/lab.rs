@@ -9,9 +9,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::output::{Output, print};
+use crate::boot::Accelerator;
 use crate::cloud::tencent;
 use crate::config::Edition;
 use crate::error::{Error, Kind, Result};
+use crate::host::programs::Programs;
 use crate::io::atomic;
 use crate::lab::cvm::hypervisor::Qemu;
 use crate::lab::{cvm, s3};
@@ -48,6 +50,8 @@ pub struct Arguments {
 }
 
 const REGION: &str = "ap-guangzhou";
+/// The longest an imported image may take to boot, under software emulation on a busy machine.
+const BOOT_TIME: Duration = Duration::from_secs(600);
 
 /// Runs the command until a signal ends it.
 pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<()> {
@@ -71,7 +75,7 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<
     config.port = arguments.cvm_port;
     config.cos = Some(store.addr.to_string());
     config.new_qcow2 = arguments.new_qcow2;
-    config.hypervisor = Some(Arc::new(Qemu::new(config.programs.clone())));
+    config.hypervisor = Some(Arc::new(Qemu::new(Programs::default(), Accelerator::Auto, BOOT_TIME)));
     let api = cvm::start(config)?;
 
     // The names of COS do not resolve here: the client is told the address, and keeps the name.

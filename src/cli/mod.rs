@@ -3,6 +3,10 @@
 mod compare;
 mod convert;
 mod inspect;
+#[cfg(feature = "net")]
+mod lab;
+#[cfg(feature = "net")]
+mod migrate;
 mod output;
 mod progress;
 mod verify;
@@ -55,6 +59,10 @@ enum Command {
     Convert(convert::Arguments),
     Compare(compare::Arguments),
     Verify(verify::Arguments),
+    #[cfg(feature = "net")]
+    Migrate(Box<migrate::Arguments>),
+    #[cfg(feature = "net")]
+    Lab(lab::Arguments),
 }
 
 /// Runs the command line of this process.
@@ -80,12 +88,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command, output: &Output, stop: &AtomicBool) -> Result<()> {
+fn run(command: &Command, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     match command {
         Command::Inspect(arguments) => inspect::run(arguments, output),
         Command::Convert(arguments) => convert::run(arguments, output, stop),
         Command::Compare(arguments) => compare::run(arguments, output),
         Command::Verify(arguments) => verify::run(arguments, output, stop),
+        #[cfg(feature = "net")]
+        Command::Migrate(arguments) => migrate::run(arguments, output, stop),
+        #[cfg(feature = "net")]
+        Command::Lab(arguments) => lab::run(arguments, output, stop),
     }
 }
 

@@ -2,4 +2,12 @@
 
 pub mod convert;
 pub mod copy;
+pub mod fix;
+#[cfg(feature = "net")]
+pub mod migrate;
+#[cfg(feature = "net")]
+pub mod report;
+#[cfg(feature = "net")]
+pub mod services;
 pub mod source;
+pub mod state;

@@ -10,10 +10,10 @@ use crate::cloud::{Credentials, SystemClock, credentials};
 use crate::config::{Cloud, Edition};
 use crate::error::{Error, Kind, Result};
 use crate::monitor::Monitor;
+use crate::store::ObjectStore;
 use crate::store::limit::{Limit, Limiter};
 use crate::store::retry::{Policy, Retry};
 use crate::store::s3::{self, Keys, S3};
-use crate::store::ObjectStore;
 use crate::unit::rate::Rate;
 
 /// How to reach the cloud, with the keys found.
@@ -31,7 +31,9 @@ impl Services {
         let found = credentials::find(&explicit, |name| std::env::var(name).ok(), home.as_deref())?;
         let region = found.region.ok_or_else(|| {
             Error::new(Kind::Usage, "config.region", "no region is known")
-                .because("neither --region, HAUL_REGION, TENCENTCLOUD_REGION nor tccli's configuration names one")
+                .because(
+                    "neither --region, HAUL_REGION, TENCENTCLOUD_REGION nor tccli's configuration names one",
+                )
                 .remedy("add --region, such as --region ap-guangzhou")
         })?;
         Ok(Services { options: options.clone(), region, credentials: found.credentials })

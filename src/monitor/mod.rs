@@ -90,3 +90,46 @@ impl Monitor for Tally {
         self.lock().notes.push((level, text.to_owned()));
     }
 }
+
+/// Two monitors told the same.
+pub struct Both<A, B>(pub A, pub B);
+
+impl<A: Monitor, B: Monitor> Monitor for Both<A, B> {
+    fn begin(&self, phase: &'static str, total: Option<u64>) {
+        self.0.begin(phase, total);
+        self.1.begin(phase, total);
+    }
+
+    fn count(&self, counter: Counter, bytes: u64) {
+        self.0.count(counter, bytes);
+        self.1.count(counter, bytes);
+    }
+
+    fn advance(&self, done: u64) {
+        self.0.advance(done);
+        self.1.advance(done);
+    }
+
+    fn note(&self, level: Level, text: &str) {
+        self.0.note(level, text);
+        self.1.note(level, text);
+    }
+}
+
+impl<T: Monitor + ?Sized> Monitor for std::sync::Arc<T> {
+    fn begin(&self, phase: &'static str, total: Option<u64>) {
+        (**self).begin(phase, total);
+    }
+
+    fn count(&self, counter: Counter, bytes: u64) {
+        (**self).count(counter, bytes);
+    }
+
+    fn advance(&self, done: u64) {
+        (**self).advance(done);
+    }
+
+    fn note(&self, level: Level, text: &str) {
+        (**self).note(level, text);
+    }
+}
