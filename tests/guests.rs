@@ -2,7 +2,13 @@
 //!
 //! The second half needs root, FUSE, loop devices and mkfs.ext4; the last tests make Debian disks and boot them in QEMU.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test: a failure is the finding")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test: a failure is the finding"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,6 +18,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use haul::boot::config_drive::ConfigDrive;
 use haul::boot::{Accelerator, Expect, Format, Machine, State};
 use haul::guest::disk::{BootMode, FileSystem};
 use haul::guest::inspect::{self, Guest};
@@ -330,6 +337,8 @@ fn small_guest(folder: &Path, build: &str) -> PathBuf {
         "/usr/bin/sha1sum",
         "/usr/bin/touch",
         "/usr/bin/mknod",
+        "/usr/bin/cat",
+        "/usr/bin/mount",
     ] {
         let real = fs::canonicalize(program).unwrap();
         let libraries = run("ldd", &[real.to_str().unwrap()]);
@@ -409,13 +418,23 @@ fn gone(folder: &Path) {
     }
 }
 
+/// Tries to get out, notes what it sees, then does its work.
+const HOSTILE: &str = "\
+mknod /var/tmp/sda b 8 0; mknod /dev/sda b 8 0; mknod /run/sda b 8 0
+mount -o remount,rw /proc/sys; mount -t proc none /var/tmp
+echo /haul-was-here > /proc/sys/kernel/core_pattern
+kill -9 -1
+cat /proc/self/status > /etc/box-status
+cat /proc/self/mountinfo > /etc/box-mounts
+echo /dev/* > /etc/box-dev
+echo /sys/* > /etc/box-sys
+echo /proc/[0-9]* > /etc/box-processes
+cp /good.img $out";
+
 #[test]
 fn a_plan_is_carried_out_on_the_overlay_and_the_source_is_not_touched() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = small_guest(
-        dir.path(),
-        "cp /good.img $out && mknod /var/tmp/sda b 8 0; mknod /dev/sda b 8 0; exit 0",
-    );
+    let disk = small_guest(dir.path(), HOSTILE);
     let before = checksum(&disk);
     let source = opened(&disk);
     let guest = guest::inspect(Arc::clone(&source)).unwrap();
@@ -435,6 +454,24 @@ fn a_plan_is_carried_out_on_the_overlay_and_the_source_is_not_touched() {
     let record = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap().unwrap();
     assert!(record.ends_with("  /boot/initrd.img-6.1.0-1-test\n"), "{record}");
     assert!(!fixed.tree.exists("/var/tmp/sda").unwrap(), "a guest's program made a device node");
+    let seen = |name: &str| fixed.tree.text(&format!("/etc/box-{name}")).unwrap().unwrap();
+    // CHOWN to SETUID without SETPCAP, LINUX_IMMUTABLE, SYS_CHROOT, SETFCAP.
+    assert!(seen("status").contains("CapEff:\t00000000800402ff\n"), "{}", seen("status"));
+    assert!(seen("status").contains("CapBnd:\t00000000800402ff\n"), "{}", seen("status"));
+    assert!(seen("status").contains("NoNewPrivs:\t1\n"), "{}", seen("status"));
+    let points: Vec<String> =
+        seen("mounts").lines().map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect();
+    let expected = |point: &String| {
+        point == "/" || ["/dev", "/proc", "/sys", "/run"].iter().any(|at| point.starts_with(at))
+    };
+    assert!(points.iter().all(expected), "{points:?}");
+    for covered in ["/proc/kallsyms", "/proc/swaps", "/proc/fs", "/proc/sys"] {
+        assert!(points.iter().any(|point| point == covered), "{covered} in {points:?}");
+    }
+    let dev = "/dev/fd /dev/full /dev/null /dev/random /dev/shm /dev/stderr /dev/stdin /dev/stdout /dev/tty /dev/urandom /dev/zero\n";
+    assert_eq!((seen("dev").as_str(), seen("sys").as_str()), (dev, "/sys/*\n"));
+    assert!(seen("processes").split(' ').count() < 6, "{}", seen("processes"));
+    assert!(!fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap().contains("haul-was-here"));
     // The copy passes the file system's own check.
     let copy = dir.path().join("copy.raw");
     let mut bytes = vec![0; 256 << 20];
@@ -454,10 +491,28 @@ fn a_guest_program_that_fails_or_leaves_virtio_out_fails_the_job_and_leaves_noth
         let plan = guest::plan(&guest::inspect(Arc::clone(&source)).unwrap(), &Options::default()).unwrap();
         let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
         let error = guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap_err();
-        assert_eq!(error.facts(), [("step", id.to_owned())], "{error:?}");
+        assert_eq!(error.facts(), [("cause", id.to_owned())], "{error:?}");
         assert!(!overlay.is_sealed());
         gone(dir.path());
     }
+}
+
+#[test]
+fn what_a_journal_not_yet_replayed_has_committed_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = small_guest(dir.path(), "exit 0");
+    let point = dir.path().join("mnt");
+    fs::create_dir(&point).unwrap();
+    let (from, to) = (disk.to_str().unwrap(), point.to_str().unwrap());
+    run("mount", &["-o", "loop", from, to]);
+    fs::write(point.join("etc/hostname"), "from-the-journal\n").unwrap();
+    run("sync", &["-f", to]);
+    // As a power cut would leave it: committed, in part only in the journal.
+    let torn = dir.path().join("torn.raw");
+    run("cp", &[from, torn.to_str().unwrap()]);
+    run("umount", &[to]);
+    assert!(run("dumpe2fs", &["-h", torn.to_str().unwrap()]).contains("needs_recovery"));
+    assert_eq!(guest::inspect(opened(&torn)).unwrap().hostname.as_deref(), Some("from-the-journal"));
 }
 
 /// A monitor that prints, for the process that is killed below.
@@ -578,7 +633,10 @@ fn debian_disk(options: &[&str]) -> (PathBuf, serde_json::Value) {
 
 /// Fixes a copy of the disk, proves it, and boots it on virtio hardware only, without a config drive: the beacon's
 /// words, with the identity the source had.
-fn fixed_and_booted(options: &[&str]) -> std::collections::BTreeMap<String, String> {
+fn fixed_and_booted(
+    options: &[&str],
+    drive: Option<&ConfigDrive>,
+) -> std::collections::BTreeMap<String, String> {
     let (disk, facts) = debian_disk(options);
     let before = checksum(&disk);
     let dir = tempfile::tempdir().unwrap();
@@ -607,7 +665,12 @@ fn fixed_and_booted(options: &[&str]) -> std::collections::BTreeMap<String, Stri
     }
     let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
     lock.lock().unwrap();
-    let machine = Machine { accelerator: Accelerator::Tcg, ..Machine::new(&copy, Format::Raw) };
+    let config_drive = drive.map(|drive| {
+        let path = dir.path().join("config.iso");
+        fs::write(&path, drive.iso().unwrap()).unwrap();
+        path
+    });
+    let machine = Machine { accelerator: Accelerator::Tcg, config_drive, ..Machine::new(&copy, Format::Raw) };
     let outcome = haul::boot::run(
         &Programs::default(),
         &machine,
@@ -632,26 +695,42 @@ fn fixed_and_booted(options: &[&str]) -> std::collections::BTreeMap<String, Stri
 
 #[test]
 fn a_real_debian_is_fixed_proven_and_boots_on_virtio_as_itself() {
-    let words = fixed_and_booted(&[]);
+    let words = fixed_and_booted(&[], None);
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }
 
 #[test]
 #[ignore = "long: scripts/test.sh --long"]
 fn a_debian_with_two_kernels_and_dep_and_swap_boots_on_virtio() {
-    let words = fixed_and_booted(&["kernels=2", "initramfs=dep", "swap=yes"]);
+    let words = fixed_and_booted(&["kernels=2", "initramfs=dep", "swap=yes"], None);
     assert!(words["swap"].starts_with("/dev/vda"), "{words:?}");
 }
 
 #[test]
 #[ignore = "long: scripts/test.sh --long"]
 fn a_debian_with_a_full_boot_partition_and_gpt_boots_on_virtio() {
-    fixed_and_booted(&["pt=gpt", "boot=yes", "bootfull=95", "rootref=uuid"]);
+    fixed_and_booted(&["pt=gpt", "boot=yes", "bootfull=95", "rootref=uuid"], None);
 }
 
 #[test]
 #[ignore = "long: scripts/test.sh --long"]
 fn a_debian_with_networkd_and_labels_and_no_cloud_init_boots_on_virtio() {
-    let words = fixed_and_booted(&["net=networkd", "rootref=label", "cloudinit=no"]);
+    let words = fixed_and_booted(&["net=networkd", "rootref=label", "cloudinit=no"], None);
+    assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
+fn a_debian_with_a_config_drive_takes_it_in_and_stays_itself() {
+    let drive = ConfigDrive {
+        instance_id: "ins-12345678".into(),
+        hostname: Some("vm-10-0-2-15".into()),
+        public_keys: Vec::new(),
+        macs: Vec::new(),
+        user_data: None,
+    };
+    let words = fixed_and_booted(&[], Some(&drive));
+    assert_eq!(words["cloud"], "done", "{words:?}");
+    assert_eq!(words["livehost"], "source-01", "{words:?}");
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }

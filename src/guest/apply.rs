@@ -40,6 +40,8 @@ const TOOL_TIME: Duration = Duration::from_secs(15 * 60);
 const LIMITS: Limits = Limits { memory: 2 * GIB, processes: 512, time: TIME };
 /// Room left in a file system after a new initramfs, in bytes.
 const MARGIN: u64 = MIB;
+/// The id of the error that a new initramfs does not fit.
+const NO_ROOM: &str = "guest.no-room";
 /// Longest line of the protocol between the processes, in bytes.
 const MAX_LINE: u64 = 64 << 10;
 
@@ -76,7 +78,7 @@ enum Say {
     /// The step of this number is done.
     Step { number: u64, text: String },
     /// Something failed.
-    Failed { id: String, what: String, why: String, remedy: String },
+    Failed { exit_code: u8, cause: String, what: String, why: String, remedy: String },
     /// Everything is done, written and unmounted.
     Done,
 }
@@ -84,7 +86,8 @@ enum Say {
 impl Say {
     fn failed(error: &Error) -> Self {
         Say::Failed {
-            id: error.id().to_owned(),
+            exit_code: error.kind().exit_code(),
+            cause: error.id().to_owned(),
             what: error.what().to_owned(),
             why: error.why(),
             remedy: error.what_to_do().to_owned(),
@@ -187,9 +190,12 @@ fn listen(
                 monitor.advance(number);
                 monitor.note(Level::Info, &text);
             }
-            Ok(Say::Failed { id, what, why, remedy }) => {
+            Ok(Say::Failed { exit_code, cause, what, why, remedy }) => {
+                let known = [Kind::Privilege, Kind::Source, Kind::Destination, Kind::Internal];
+                let kind =
+                    known.into_iter().find(|kind| kind.exit_code() == exit_code).unwrap_or(Kind::Image);
                 let error =
-                    Error::new(Kind::Image, "guest.apply", what).because(why).remedy(remedy).fact("step", id);
+                    Error::new(kind, "guest.apply", what).because(why).remedy(remedy).fact("cause", cause);
                 return Err((error, server));
             }
             Ok(Say::Done) => return Ok(server),
@@ -424,19 +430,49 @@ fn guest_program(candidates: &[&str]) -> Result<Command> {
 }
 
 /// Builds the initramfs aside, looks into it, and puts it in the old one's place: /boot never has to hold both.
+/// Where there is no room for it, it is packed as tightly as the kernel can unpack.
 fn rebuild(kernel: &str, image: &str, modules: &[String]) -> Result<()> {
     let aside = format!("/var/tmp/haul-initramfs-{}", std::process::id());
+    let attempt = |options: &[&str]| {
+        let done = build(kernel, &aside, options).and_then(|()| replace(&aside, image, kernel, modules));
+        // It may not be there; what matters has been said.
+        let _ = fs::remove_file(&aside);
+        done
+    };
+    match attempt(&[]) {
+        Err(error) if error.id() == NO_ROOM && unpacks_xz(kernel) => {
+            attempt(&["-c", "xz"]).map_err(|_| error)
+        }
+        done => done,
+    }
+}
+
+fn unpacks_xz(kernel: &str) -> bool {
+    let config = fs::read_to_string(format!("/boot/config-{kernel}")).unwrap_or_default();
+    config.lines().any(|line| line == "CONFIG_RD_XZ=y") && Path::new("/usr/bin/xz").exists()
+}
+
+fn build(kernel: &str, aside: &str, options: &[&str]) -> Result<()> {
     let mut command = guest_program(&["/usr/sbin/mkinitramfs", "/sbin/mkinitramfs"])?;
-    command.arg("-o").arg(&aside).arg(kernel);
-    let built = child::run(&mut command, TOOL_TIME).and_then(child::Finished::success);
-    let replaced = built.map_err(|error| {
-        Error::new(Kind::Image, "guest.mkinitramfs", format!("cannot build the initramfs of kernel {kernel}"))
-            .because(format!("{}: {}", error.what(), error.why()))
-            .remedy("run `update-initramfs -u -k VERSION` in the source to see more; free space in /var/tmp is needed")
-    });
-    let replaced = replaced.and_then(|_| replace(&aside, image, kernel, modules));
-    let _ = fs::remove_file(&aside);
-    replaced
+    command.args(options).arg("-o").arg(aside).arg(kernel);
+    match child::run(&mut command, TOOL_TIME).and_then(child::Finished::success) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::new(
+            Kind::Image,
+            "guest.mkinitramfs",
+            format!("cannot build the initramfs of kernel {kernel}"),
+        )
+        .because(format!("{}: {}", error.what(), error.why()))
+        .remedy("run `update-initramfs -u -k VERSION` in the source to see more; it needs room in /var/tmp")),
+    }
+}
+
+/// Room for files in a file system, in bytes, as root has it: ext4 keeps root's reserve for us, but never gives
+/// its own (2 %, at most 4096 blocks; fs/ext4/super.c, `ext4_calculate_resv_clusters`).
+fn room(folder: &Path) -> std::io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(folder)?;
+    let own = (stat.blocks() / 50).min(4096);
+    Ok(stat.blocks_free().saturating_sub(own).saturating_mul(stat.fragment_size()))
 }
 
 fn replace(aside: &str, image: &str, kernel: &str, modules: &[String]) -> Result<()> {
@@ -453,11 +489,9 @@ fn replace(aside: &str, image: &str, kernel: &str, modules: &[String]) -> Result
         return Err(changed(image));
     }
     let folder = Path::new(image).parent().unwrap_or(Path::new("/"));
-    let stat =
-        nix::sys::statvfs::statvfs(folder).map_err(|error| step_error("measure", image, error.into()))?;
-    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let free = room(folder).map_err(|error| step_error("measure", image, error))?;
     if size + MARGIN > free.saturating_add(old.len()) {
-        return Err(Error::new(Kind::Image, "guest.boot-full", format!("no room for the new {image}"))
+        return Err(Error::new(Kind::Image, NO_ROOM, format!("no room for the new {image}"))
             .because(format!(
                 "it has {size} bytes; its file system has {free} free, and the old one frees {}",
                 old.len()
