@@ -79,7 +79,8 @@ fn samples() -> Vec<Vec<u8>> {
     shapes.iter().enumerate().map(make).collect()
 }
 
-/// Where the metadata of an undamaged image is: header, L1, every L2 table, refcount table and its blocks, snapshots.
+/// Where damage matters in an image: header, extensions, L1, refcount table and first block, snapshots, every L2
+/// table, and, since compressed clusters have a structure too, anywhere.
 fn metadata(image: &[u8]) -> Vec<(usize, usize)> {
     let word = |at: usize| u64::from_be_bytes(image[at..at + 8].try_into().unwrap()) & 0x00ff_ffff_ffff_fe00;
     let header = Header::decode("sample", image).unwrap();
@@ -93,6 +94,7 @@ fn metadata(image: &[u8]) -> Vec<(usize, usize)> {
         (l1, header.l1_entries as usize * 8),
         (refcounts, 64),
         (place(header.snapshots_offset), 64),
+        (0, image.len()),
     ];
     let tables = (0..header.l1_entries as usize).map(|i| word(l1 + i * 8)).chain([word(refcounts)]);
     areas.extend(tables.filter(|at| *at != 0).map(|at| (place(at), cluster)));

@@ -73,14 +73,10 @@ fn unzstd(codec: &mut DCtx, mut source: &[u8], cluster: &mut [u8]) -> std::resul
     let mut done = 0;
     // The bytes after the frame are the rest of its last sector: a decoder given them would take them for a frame.
     while done < cluster.len() {
-        let frame = zstd_safe::find_frame_compressed_size(source).map_err(|_| "it is no zstd frame")?;
-        let (frame, rest) = source.split_at_checked(frame).ok_or("its zstd frame is cut off")?;
-        let unpacked =
-            codec.decompress(&mut cluster[done..], frame).map_err(|_| "its zstd frame is damaged")?;
-        if frame.is_empty() {
-            break;
-        }
-        done += unpacked;
+        let frame = zstd_safe::find_frame_compressed_size(source).ok().filter(|len| *len > 0);
+        let (frame, rest) =
+            frame.and_then(|len| source.split_at_checked(len)).ok_or("it is no whole zstd frame")?;
+        done += codec.decompress(&mut cluster[done..], frame).map_err(|_| "its zstd frame is damaged")?;
         source = rest;
     }
     if done == cluster.len() { Ok(()) } else { Err("it unpacks to less than a cluster") }
