@@ -23,6 +23,7 @@ pub mod guest;
 #[cfg(feature = "net")]
 pub mod cloud;
 pub mod config;
+pub mod preflight;
 pub mod job;
 #[cfg(feature = "net")]
 pub mod lab;

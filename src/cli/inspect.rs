@@ -2,13 +2,17 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::output::Output;
 use crate::error::Result;
+use crate::guest::disk::BootMode;
+use crate::guest::inspect::Kernel;
+use crate::guest::{self, Guest};
 use crate::image::{self, Format, Gate, Info};
-use crate::io::DiskFile;
+use crate::io::{DiskFile, ReadAt};
 use crate::layout::{self, Content, PartitionType, TableKind, Usage, UsedMap};
 use crate::unit::bytes::human;
 
@@ -34,6 +38,8 @@ struct Document {
     /// `mbr`, `gpt` or none.
     table: Option<&'static str>,
     volumes: Vec<Volume>,
+    /// The system on it, where haul finds one.
+    guest: Option<Guest>,
     /// Bytes a copy reads, by the used maps.
     used_bytes: Option<u64>,
     findings: Vec<String>,
@@ -60,14 +66,31 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let format = arguments.format.or(file.is_device().then_some(Format::Raw));
     let info = image::inspect(&file, format)?;
     let gate = arguments.backing.iter().fold(Gate::closed(), Gate::backing);
-    let mut document =
-        Document { image: info, table: None, volumes: Vec::new(), used_bytes: None, findings: Vec::new() };
-    match image::open(&arguments.disk, format, &gate).and_then(|image| layout::used_map(image.disk)) {
-        Ok(map) => describe(&map, &mut document),
+    let mut document = Document {
+        image: info,
+        table: None,
+        volumes: Vec::new(),
+        guest: None,
+        used_bytes: None,
+        findings: Vec::new(),
+    };
+    match image::open(&arguments.disk, format, &gate).and_then(|image| look(image.disk, &mut document)) {
+        Ok(()) => {}
         // The image's own facts are worth printing even when its disk cannot be read.
         Err(error) => document.findings.push(error.to_string()),
     }
     output.result(&document, &text(&arguments.disk.display().to_string(), &document));
+    Ok(())
+}
+
+fn look(disk: Arc<dyn ReadAt>, document: &mut Document) -> Result<()> {
+    describe(&layout::used_map(disk.clone())?, document);
+    match guest::inspect(disk) {
+        Ok(guest) => document.guest = Some(guest),
+        // Most disks hold no system, or one haul does not know.
+        Err(error) if error.id() == "guest.no-root" => {}
+        Err(error) => document.findings.push(error.to_string()),
+    }
     Ok(())
 }
 
@@ -139,6 +162,9 @@ fn text(name: &str, document: &Document) -> String {
         }
         let _ = writeln!(text);
     }
+    if let Some(guest) = &document.guest {
+        describe_guest(guest, &mut text);
+    }
     if let Some(used) = document.used_bytes {
         let _ = writeln!(text, "a copy holds {}", human(used));
     }
@@ -146,4 +172,38 @@ fn text(name: &str, document: &Document) -> String {
         let _ = writeln!(text, "finding: {finding}");
     }
     text
+}
+
+fn describe_guest(guest: &Guest, text: &mut String) {
+    let boot = match guest.boot {
+        BootMode::Bios => "BIOS",
+        BootMode::Uefi => "UEFI",
+    };
+    let name = if guest.os.name.is_empty() { "unnamed system" } else { &guest.os.name };
+    let _ = write!(text, "{name}, {}, boots by {boot}", guest.arch);
+    if let Some(hostname) = &guest.hostname {
+        let _ = write!(text, ", host name {hostname}");
+    }
+    let _ = writeln!(text);
+    for kernel in &guest.kernels {
+        let _ = writeln!(text, "kernel {}: {}", kernel.version, virtio(kernel));
+    }
+    if !guest.network.is_empty() {
+        let _ = writeln!(text, "network by {}", guest.network.join(", "));
+    }
+    let _ = match &guest.cloud_init {
+        Some(installed) if installed.disabled => {
+            writeln!(text, "cloud-init {}, switched off", installed.version)
+        }
+        Some(installed) => writeln!(text, "cloud-init {}", installed.version),
+        None => writeln!(text, "no cloud-init"),
+    };
+}
+
+/// Whether a kernel finds its root on virtio.
+fn virtio(kernel: &Kernel) -> String {
+    match kernel.lacking() {
+        none if none.is_empty() => "virtio when it boots".to_owned(),
+        names => format!("{} not there when it boots", names.join(", ")),
+    }
 }

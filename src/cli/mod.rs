@@ -1,5 +1,7 @@
 //! The command line: raw arguments to a job, its outcome to a person or a program. One file per command.
 
+mod boot;
+mod check;
 mod compare;
 mod convert;
 mod inspect;
@@ -8,6 +10,7 @@ mod lab;
 #[cfg(feature = "net")]
 mod migrate;
 mod output;
+mod plan;
 mod progress;
 mod verify;
 
@@ -59,6 +62,9 @@ enum Command {
     Convert(convert::Arguments),
     Compare(compare::Arguments),
     Verify(verify::Arguments),
+    Check(check::Arguments),
+    Plan(plan::Arguments),
+    Boot(boot::Arguments),
     #[cfg(feature = "net")]
     Migrate(Box<migrate::Arguments>),
     #[cfg(feature = "net")]
@@ -79,6 +85,7 @@ pub fn main() -> ExitCode {
     let output = Output::new(arguments.global.json, arguments.global.quiet);
     let outcome = stop_on_signal().and_then(|stop| run(&arguments.command, &output, &stop));
     match outcome {
+        Ok(()) if let Some(kind) = output.failed() => ExitCode::from(kind.exit_code()),
         Ok(()) if output.warned() => ExitCode::from(WITH_WARNINGS),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -94,6 +101,9 @@ fn run(command: &Command, output: &Output, stop: &Arc<AtomicBool>) -> Result<()>
         Command::Convert(arguments) => convert::run(arguments, output, stop),
         Command::Compare(arguments) => compare::run(arguments, output),
         Command::Verify(arguments) => verify::run(arguments, output, stop),
+        Command::Check(arguments) => check::run(arguments, output),
+        Command::Plan(arguments) => plan::run(arguments, output),
+        Command::Boot(arguments) => boot::run(arguments, output),
         #[cfg(feature = "net")]
         Command::Migrate(arguments) => migrate::run(arguments, output, stop),
         #[cfg(feature = "net")]

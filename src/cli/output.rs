@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::progress::Progress;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// Where a command's results go.
 pub struct Output {
@@ -18,12 +18,13 @@ pub struct Output {
     /// Whether events were printed: then the result is an event too.
     events: Cell<bool>,
     warned: Arc<AtomicBool>,
+    failed: Cell<Option<Kind>>,
 }
 
 impl Output {
     /// Output as the global options ask for it.
     pub fn new(json: bool, quiet: bool) -> Self {
-        Output { json, quiet, events: Cell::new(false), warned: Arc::default() }
+        Output { json, quiet, events: Cell::new(false), warned: Arc::default(), failed: Cell::new(None) }
     }
 
     /// The progress monitor of a long piece of work.
@@ -35,6 +36,16 @@ impl Output {
     /// Whether a warning was noted.
     pub fn warned(&self) -> bool {
         self.warned.load(Ordering::Relaxed)
+    }
+
+    /// Makes the process end with the exit code of `kind`, without an error: the result itself says why.
+    pub fn fail(&self, kind: Kind) {
+        self.failed.set(Some(kind));
+    }
+
+    /// What [`Output::fail`] was told.
+    pub fn failed(&self) -> Option<Kind> {
+        self.failed.get()
     }
 
     /// Prints the result: `document` as JSON, or the lines of `text`.

@@ -1,6 +1,7 @@
 //! The machine haul runs on: its programs and child processes, mounts, loop devices, FUSE, namespaces.
 
 pub mod child;
+pub mod disks;
 pub mod export;
 pub mod loopdev;
 pub mod mounts;

@@ -1,0 +1,132 @@
+//! `haul boot`: whether an image boots as it would in a cloud.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::output::Output;
+use crate::boot::{self, Expect, Machine, State};
+use crate::error::{Error, Kind, Result};
+use crate::guest::disk::{BootMode, file_systems};
+use crate::host::programs::{Programs, QEMU};
+use crate::image::{self, Format, Gate};
+
+/// Boot an image in QEMU on a cloud's hardware, and say whether its user space came up
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  haul boot server.qcow2
+  haul boot --hardware sata --expect 'web01 login:' --timeout 600 server.raw
+
+The image is not written: what the guest writes is thrown away. The guest reaches no network.
+Exit code 11 when it does not come up; the console and a picture of the screen are kept.")]
+pub struct Arguments {
+    /// A disk or an image
+    image: PathBuf,
+    /// Its format (default: probed; a device is raw)
+    #[arg(short, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Firmware (default: UEFI when the disk has an EFI system partition and no BIOS boot partition)
+    #[arg(long, value_enum)]
+    firmware: Option<Firmware>,
+    /// Disk controller and network card
+    #[arg(long, value_enum, default_value = "virtio")]
+    hardware: Hardware,
+    /// Text that must appear on the serial console (default: a login prompt or the like)
+    #[arg(long, value_name = "TEXT")]
+    expect: Option<String>,
+    /// Give up after so many seconds
+    #[arg(long, default_value = "300", value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+    /// The guest's memory
+    #[arg(long, default_value = "1024", value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..))]
+    memory: u32,
+    /// Keep the serial console in this file (default: IMAGE.console.log in this folder)
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
+    /// Keep the picture of the screen in this file (default: beside the console, .png)
+    #[arg(long, value_name = "FILE")]
+    screenshot: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Firmware {
+    Bios,
+    Uefi,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Hardware {
+    Virtio,
+    VirtioScsi,
+    Sata,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let console = arguments.console.clone().unwrap_or_else(|| {
+        let name = arguments.image.file_name().unwrap_or_default().to_string_lossy();
+        PathBuf::from(format!("{name}.console.log"))
+    });
+    if console.extension().is_some_and(|extension| extension == "png") {
+        return Err(Error::new(Kind::Usage, "usage.console", "the console cannot be kept in a .png file")
+            .because("the picture of the screen gets that name")
+            .remedy("name another file, such as console.log"));
+    }
+    let programs = Programs::default();
+    programs.find(&QEMU)?;
+    let opened = image::open(&arguments.image, arguments.format, &Gate::closed())?;
+    let uefi = match arguments.firmware {
+        Some(firmware) => matches!(firmware, Firmware::Uefi),
+        None => matches!(file_systems(&opened.disk), Ok((_, BootMode::Uefi))),
+    };
+    let format = match opened.format {
+        Format::Raw => boot::Format::Raw,
+        Format::Qcow2 => boot::Format::Qcow2,
+    };
+    drop(opened);
+    let machine = Machine {
+        firmware: if uefi { boot::Firmware::Uefi } else { boot::Firmware::Bios },
+        hardware: match arguments.hardware {
+            Hardware::Virtio => boot::Hardware::Virtio,
+            Hardware::VirtioScsi => boot::Hardware::VirtioScsi,
+            Hardware::Sata => boot::Hardware::Sata,
+        },
+        memory_mib: arguments.memory,
+        ..Machine::new(&arguments.image, format)
+    };
+    let expect = arguments.expect.clone().map_or(Expect::UserSpace, Expect::Marker);
+    let timeout = Duration::from_secs(arguments.timeout);
+    let progress = output.progress();
+    let outcome = boot::run(&programs, &machine, expect, timeout, &console, &progress);
+    progress.finish();
+    let mut outcome = outcome?;
+    if let (Some(from), Some(to)) = (&outcome.screenshot, &arguments.screenshot) {
+        keep(from, to)?;
+        outcome.screenshot = Some(to.clone());
+    }
+    if outcome.verdict.state == State::Up {
+        let text = format!(
+            "the guest came up after {} s ({}): {}\nconsole {}",
+            outcome.elapsed.as_secs(),
+            outcome.accelerator.name(),
+            outcome.verdict.evidence,
+            outcome.console.display()
+        );
+        output.result(&outcome.report(), &text);
+    }
+    outcome.up().map(drop)
+}
+
+/// Moves a file, also to another file system.
+fn keep(from: &Path, to: &Path) -> Result<()> {
+    let same = from.canonicalize().ok().is_some_and(|from| to.canonicalize().is_ok_and(|to| from == to));
+    if same {
+        return Ok(());
+    }
+    fs::copy(from, to).and_then(|_| fs::remove_file(from)).map_err(|error| {
+        Error::new(Kind::Destination, "boot.screenshot", format!("cannot write {}", to.display()))
+            .caused_by(error)
+    })
+}

@@ -1,0 +1,158 @@
+//! The system on the disk: does haul find it, will it reach its disk on virtio, can the cloud set it up.
+
+use super::{Check, Run, Severity, Subject, Verdict};
+use crate::guest::Fix;
+use crate::guest::inspect::{Kernel, Place};
+use crate::guest::plan;
+
+pub const CHECKS: &[Check] = &[
+    Check { id: "guest.root", title: "a Linux system is on it", run: Run::Disk(root) },
+    Check { id: "guest.virtio", title: "its kernels reach a virtio disk", run: Run::Disk(virtio) },
+    Check { id: "guest.cloud-init", title: "the cloud can set it up", run: Run::Disk(cloud_init) },
+    Check { id: "guest.fix", title: "haul can mend the rest", run: Run::Disk(fix) },
+];
+
+/// Findings of the plan that other checks give in more detail.
+const TOLD_ELSEWHERE: [&str; 4] = ["kernel.", "cloud-init.", "boot.uefi", "initramfs.no-tool"];
+
+fn root(subject: &Subject<'_>) -> Option<Verdict> {
+    let guest = match &subject.guest {
+        Ok(guest) => guest,
+        Err(error) => {
+            let volumes = subject.map.as_ref().map(|map| map.volumes()).unwrap_or_default();
+            let seen: Vec<String> = volumes
+                .iter()
+                .map(|volume| match volume.partition {
+                    Some(number) => format!("partition {number} is {}", volume.content.name()),
+                    None => format!("it is {}", volume.content.name()),
+                })
+                .collect();
+            let mut verdict = Verdict::of_error(subject.of_system(), error);
+            if !seen.is_empty() {
+                verdict.evidence = format!("{} ({})", verdict.evidence, seen.join(", "));
+            }
+            return Some(verdict);
+        }
+    };
+    let name = if guest.os.name.is_empty() { "an unnamed system" } else { &guest.os.name };
+    let on = guest.filesystems.iter().find(|fs| fs.point.as_deref() == Some("/"));
+    let on = on.map(|fs| match fs.partition {
+        Some(number) => format!(", root on partition {number} ({})", fs.kind),
+        None => format!(", root on the whole disk ({})", fs.kind),
+    });
+    let evidence = format!("{name}, {}{}", guest.arch, on.unwrap_or_default());
+    Some(match guest.arch {
+        "x86_64" | "i386" => Verdict::pass(evidence),
+        _ => Verdict::warn(evidence, "haul was proven with x86 systems only: test the copy"),
+    })
+}
+
+/// What a kernel lacks, in words; `None` when it has all it needs.
+fn lack(kernel: &Kernel) -> Option<String> {
+    let lacking = kernel.lacking();
+    let place = |name: &str| kernel.virtio.iter().find(|(known, _)| *known == name).map(|(_, place)| *place);
+    let (missing, late): (Vec<&str>, Vec<&str>) =
+        lacking.into_iter().partition(|name| place(name) == Some(Place::Missing));
+    let mut parts = Vec::new();
+    if !missing.is_empty() {
+        parts.push(format!("has no {}", missing.join(", ")));
+    }
+    if !late.is_empty() {
+        parts.push(format!("its initramfs lacks {}", late.join(", ")));
+    }
+    (!parts.is_empty()).then(|| format!("kernel {}: {}", kernel.version, parts.join(", ")))
+}
+
+fn virtio(subject: &Subject<'_>) -> Option<Verdict> {
+    let guest = subject.guest.as_ref().ok()?;
+    let rebuilt = |version: &str| {
+        let mut fixes = subject.plan().into_iter().flat_map(|plan| &plan.fixes);
+        fixes.any(|fix| matches!(fix, Fix::Initramfs { kernel, .. } if kernel == version))
+    };
+    if guest.kernels.is_empty() {
+        return Some(Verdict::fail(
+            "no kernel is in /boot or in the boot loader's menu",
+            "install a kernel of the distribution in the source",
+        ));
+    }
+    let lacks: Vec<(&Kernel, String)> =
+        guest.kernels.iter().filter_map(|kernel| Some((kernel, lack(kernel)?))).collect();
+    let evidence: Vec<&str> = lacks.iter().map(|(_, lack)| lack.as_str()).collect();
+    let evidence = evidence.join("; ");
+    let hopeless = lacks.iter().filter(|(kernel, _)| !rebuilt(&kernel.version)).count();
+    Some(if lacks.is_empty() {
+        let versions: Vec<&str> = guest.kernels.iter().map(|kernel| kernel.version.as_str()).collect();
+        Verdict::pass(format!("virtio is built in or in the initramfs of {}", versions.join(", ")))
+    } else if hopeless == 0 {
+        Verdict::new(Severity::Fixable, evidence, "haul rebuilds the initramfs in the copy")
+    } else if hopeless < guest.kernels.len() {
+        Verdict::warn(evidence, "see that the cloud boots one of the other kernels")
+    } else {
+        Verdict::fail(
+            evidence,
+            "put the modules into the initramfs in the source (initramfs-tools, dracut), or install a kernel of \
+             the distribution",
+        )
+    })
+}
+
+fn cloud_init(subject: &Subject<'_>) -> Option<Verdict> {
+    let guest = subject.guest.as_ref().ok()?;
+    Some(match &guest.cloud_init {
+        None => Verdict::warn(
+            "cloud-init is not installed: the cloud cannot set a password, keys or addresses",
+            "it boots all the same; the import needs force, or install cloud-init in the source",
+        ),
+        Some(installed) if installed.disabled => Verdict::warn(
+            format!("cloud-init {} is switched off by /etc/cloud/cloud-init.disabled", installed.version),
+            "remove that file in the source if the cloud should set the machine up",
+        ),
+        Some(installed) => {
+            let list = installed.datasources.as_deref().unwrap_or("not set");
+            Verdict::pass(format!("cloud-init {}, data sources {list}", installed.version))
+        }
+    })
+}
+
+fn fix(subject: &Subject<'_>) -> Option<Verdict> {
+    let plan = match subject.plan.as_ref()? {
+        Ok(plan) => plan,
+        // Whether it boots as it is, guest.virtio tells.
+        Err(error) if error.id() == "guest.unsupported" => {
+            return Some(Verdict::of_error(Severity::Warn, error));
+        }
+        Err(error) => return Some(Verdict::of_error(Severity::Fail, error)),
+    };
+    // initramfs.no-tool makes guest.virtio fail.
+    let mut left: Vec<&plan::Finding> = plan
+        .findings
+        .iter()
+        .filter(|finding| finding.severity > plan::Severity::Info)
+        .filter(|finding| !TOLD_ELSEWHERE.iter().any(|id| finding.id.starts_with(id)))
+        .collect();
+    left.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    if let Some(worst) = left.first() {
+        let severity = if worst.severity == plan::Severity::Fatal { Severity::Fail } else { Severity::Warn };
+        let whats: Vec<&str> = left.iter().map(|finding| finding.what.as_str()).collect();
+        let remedies: Vec<&str> = left.iter().map(|finding| finding.remedy.as_str()).collect();
+        return Some(Verdict::new(severity, whats.join("; "), remedies.join("; ")));
+    }
+    Some(match plan.fixes.len() {
+        0 => Verdict::pass("nothing needs mending"),
+        n => Verdict::new(
+            Severity::Fixable,
+            format!("{n} changes in the copy"),
+            "haul makes them; `haul plan` shows the diff",
+        ),
+    })
+}
+
+/// A fix in one line.
+pub fn summary(fix: &Fix) -> String {
+    match fix {
+        Fix::Edit { path, reason, .. } => format!("edit {path}: {reason}"),
+        Fix::Create { path, reason, .. } => format!("create {path}: {reason}"),
+        Fix::Remove { path, reason, .. } => format!("remove {path}: {reason}"),
+        Fix::Initramfs { image, reason, .. } => format!("rebuild {image}: {reason}"),
+    }
+}

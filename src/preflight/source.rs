@@ -1,0 +1,102 @@
+//! The disk itself: can it be read, does somebody write to it, will the cloud take its size.
+
+use super::{Check, Run, Severity, Subject, Verdict};
+use crate::error::{Error, Result};
+use crate::host::mounts;
+use crate::io::{ReadAt, read_vec};
+use crate::unit::bytes::human;
+use crate::unit::{GIB, KIB, MIB, to_usize};
+
+/// Read at the start, in the middle and at the end.
+const SAMPLE: u64 = MIB;
+/// Read at the head of each partition.
+const HEAD: u64 = 64 * KIB;
+/// The importer's limit of 500 GB, for the virtual disk and for what is used of it. It says neither which GB nor is
+/// it consistent: beyond the smaller reading is a warning, beyond the larger one a failure.
+const LIMITS: [u64; 2] = [500_000_000_000, 500 * GIB];
+
+/// Also what a target that cannot be opened fails.
+pub const READABLE: Check =
+    Check { id: "source.readable", title: "the disk can be read", run: Run::Disk(readable) };
+
+pub const CHECKS: &[Check] = &[
+    READABLE,
+    Check { id: "source.in-use", title: "nobody writes to the disk", run: Run::Disk(in_use) },
+    Check { id: "source.size", title: "the cloud takes a disk of this size", run: Run::Disk(size) },
+];
+
+fn readable(subject: &Subject<'_>) -> Option<Verdict> {
+    let disk = subject.disk;
+    let size = disk.size();
+    let table = subject.map.as_ref().ok().and_then(|map| map.table());
+    let heads = table.into_iter().flat_map(|table| &table.partitions).map(|part| (part.extent.start, HEAD));
+    let samples = [0, size / 2, size.saturating_sub(SAMPLE)].map(|at| (at, SAMPLE));
+    let mut count = 0;
+    for (at, len) in samples.into_iter().chain(heads) {
+        if let Err(error) = sample(disk, at, len) {
+            return Some(unreadable(&error));
+        }
+        count += 1;
+    }
+    // The tables and file systems were read for the other checks; an unreadable sector may be there, too.
+    if let Err(error) = &subject.map {
+        return Some(unreadable(error));
+    }
+    Some(Verdict::pass(format!("{count} samples of {} were read", human(size))))
+}
+
+fn sample(disk: &dyn ReadAt, at: u64, len: u64) -> Result<()> {
+    read_vec(disk, at, to_usize(len.min(disk.size().saturating_sub(at)))).map(drop)
+}
+
+fn unreadable(error: &Error) -> Verdict {
+    Verdict::fail(
+        format!("{}: {}", error.what(), error.why()),
+        "look at the disk (dmesg, smartctl); --on-read-error zero copies zeroes in place of bad sectors",
+    )
+}
+
+fn in_use(subject: &Subject<'_>) -> Option<Verdict> {
+    let uses = match mounts::in_use(subject.path) {
+        Ok(uses) => uses,
+        Err(error) => return Some(Verdict::of_error(Severity::Fail, &error)),
+    };
+    if uses.is_empty() {
+        return Some(Verdict::pass("it is not mounted for writing, no swap, and under no other device"));
+    }
+    let uses: Vec<String> = uses.iter().map(ToString::to_string).collect();
+    Some(Verdict::fail(
+        uses.join("; "),
+        "unmount it, mount it read-only, or use a snapshot or an image of it",
+    ))
+}
+
+fn size(subject: &Subject<'_>) -> Option<Verdict> {
+    let size = subject.disk.size();
+    let used = subject.map.as_ref().map_or(size, |map| map.used_bytes());
+    Some(judge_size(size, used))
+}
+
+fn judge_size(size: u64, used: u64) -> Verdict {
+    let evidence = format!("{}, {} of it in use", human(size), human(used));
+    let larger = format!("{evidence}; the import takes at most 500 GB");
+    match LIMITS.iter().filter(|limit| size > **limit).count() {
+        0 => Verdict::pass(evidence),
+        1 => Verdict::warn(larger, "it is between 500 GB and 500 GiB: the cloud may refuse it"),
+        _ => Verdict::fail(larger, "move data to another disk and shrink this one"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_500_gb_and_what_lies_between_its_readings_is_a_warning() {
+        let severity = |size| judge_size(size, size / 2).severity;
+        assert_eq!(severity(500_000_000_000), Severity::Pass);
+        assert_eq!(severity(500_000_000_001), Severity::Warn);
+        assert_eq!(severity(500 * GIB), Severity::Warn);
+        assert_eq!(severity(500 * GIB + 1), Severity::Fail);
+    }
+}
