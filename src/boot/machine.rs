@@ -120,7 +120,7 @@ impl Machine {
             Format::Qcow2 => "qcow2",
         };
         let image = file_option(&self.image)?;
-        add("-drive", format!("if=none,id=disk,format={format},cache=unsafe,snapshot=on,file={image}"));
+        add("-drive", format!("if=none,id=disk,format={format},cache.no-flush=on,snapshot=on,file={image}"));
         if let Some(drive) = &self.config_drive {
             let file = file_option(drive)?;
             add("-drive", format!("if=none,id=config,format=raw,readonly=on,file={file}"));

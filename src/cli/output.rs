@@ -64,8 +64,9 @@ impl Output {
     /// Prints an error: three lines, or a JSON event.
     pub fn error(&self, error: &Error) {
         if self.json {
-            let facts: serde_json::Map<_, _> =
-                error.facts().iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+            // A fact may come more than once, such as every extent that differs.
+            let facts: Vec<_> =
+                error.facts().iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
             return print(
                 &json!({
                     "event": "error", "id": error.id(), "exit_code": error.kind().exit_code(),

@@ -9,6 +9,7 @@ use super::output::Output;
 use crate::error::{Error, Kind, Result};
 use crate::image::{self, Format, Gate};
 use crate::manifest::{Manifest, verify};
+use crate::monitor::Monitor;
 use crate::unit::bytes::human;
 
 /// Prove a copy against its manifest: every chunk, and zeroes everywhere else
@@ -38,7 +39,8 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<
     let image = image::open(&arguments.copy, arguments.format, &Gate::closed())?;
     let progress = output.progress();
     let threads = arguments.threads.unwrap_or_else(super::default_threads);
-    let verdict = verify::verify(&manifest, &*image.disk, threads, stop, &progress);
+    progress.begin("verify", Some(manifest.head.size));
+    let verdict = verify::verify(&manifest, &*image.disk, threads, stop, &|done| progress.advance(done));
     progress.finish();
     let verdict = verdict?;
     let differing: Vec<_> = verdict.differing.iter().map(|run| (run.start, run.end)).collect();

@@ -131,7 +131,9 @@ fn check_destination(job: &Convert) -> Result<()> {
     if fs::canonicalize(&job.destination).ok() == fs::canonicalize(&job.source).ok() {
         return Err(refuse("it is the source", "name another file: the source is never written"));
     }
-    if !job.force {
+    // A run that was killed between the name and the end of its journal has only the journal to remove.
+    let resumed = job.resume && with_suffix(&job.destination, ".haul-journal").exists();
+    if !job.force && !resumed {
         return Err(refuse("it exists", "name another file, or replace it with --force"));
     }
     Ok(())

@@ -119,9 +119,9 @@ impl Copy<'_> {
             }
         };
         self.source.check_unchanged()?;
-        let manifest = self.seal(&sealed)?;
+        let unreadable: Vec<_> = blocks.unreadable().iter().map(|run| (run.start, run.end)).collect();
+        let manifest = self.seal(&sealed, unreadable.clone())?;
         sealed.publish()?;
-        let unreadable = blocks.unreadable().iter().map(|run| (run.start, run.end)).collect();
         Ok(Copied { manifest, resumed_from, unreadable })
     }
 
@@ -171,8 +171,7 @@ impl Copy<'_> {
     /// Takes up an image where its journal proves it safe: the encoder lays the proven batches out again, without
     /// their bytes.
     fn resume(&self, monitor: &Arc<dyn Monitor>) -> Result<Stand> {
-        #[cfg_attr(not(feature = "net"), expect(unused_mut, reason = "objects only"))]
-        let mut survey = Survey::of(&self.journal)?;
+        let survey = Survey::of(&self.journal)?;
         let recorded: Option<Parameters> = serde_json::from_slice(&survey.job).ok();
         if recorded.as_ref() != Some(&self.parameters()) {
             return Err(Error::new(
@@ -187,11 +186,14 @@ impl Copy<'_> {
             return Ok(Stand::Complete(self.sealed(&survey, bytes)?));
         }
         let mut encoder = self.encoder()?;
-        let safe = match &self.target {
-            Target::File { part, .. } => OutFile::reopen(part)?.len()?.min(survey.synced),
+        let (survey, safe) = match &self.target {
+            Target::File { part, .. } => {
+                let safe = OutFile::reopen(part)?.len()?.min(survey.synced);
+                (survey, safe)
+            }
             #[cfg(feature = "net")]
             Target::Object { store, key, folder } => {
-                ObjectImage::safe(&**store, key, folder, encoder.front_len(), &mut survey)?
+                ObjectImage::safe(&**store, key, folder, encoder.front_len(), survey)?
             }
         };
         if safe == 0 {
@@ -210,7 +212,10 @@ impl Copy<'_> {
         let destination: Box<dyn Destination> = match &self.target {
             Target::File { part, name } => {
                 journal.append(&Record::Resumed { from, position })?;
-                Box::new(ImageFile::at(OutFile::reopen(part)?, name, position, journal.clone())?)
+                let file = OutFile::reopen(part)?;
+                // What was written beyond goes: a hole skipped from here on must read as zeroes.
+                file.set_len(position)?;
+                Box::new(ImageFile::at(file, name, position, journal.clone())?)
             }
             #[cfg(feature = "net")]
             Target::Object { store, key, folder } => {
@@ -259,7 +264,7 @@ impl Copy<'_> {
         }
     }
 
-    fn seal(&self, sealed: &Sealed) -> Result<Manifest> {
+    fn seal(&self, sealed: &Sealed, unreadable: Vec<(u64, u64)>) -> Result<Manifest> {
         let survey = Survey::of(&self.journal)?;
         let mut sealer = Sealer::begin(&self.manifest, Geometry::of(self.source.size()))?;
         survey.batches(&self.journal, |batch| sealer.add(&batch))?;
@@ -269,6 +274,7 @@ impl Copy<'_> {
             format: self.settings.format.to_string(),
             image_bytes: sealed.bytes,
             crc64: sealed.crc64,
+            unreadable,
             volumes: self.source.volumes().to_vec(),
             ..Head::default()
         };

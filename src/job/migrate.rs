@@ -253,8 +253,9 @@ impl Run<'_> {
         let format = self.job.record.options.settings.format;
         let image = image::open_on(Arc::new(object), Some(format), &Gate::closed())?;
         let threads = self.job.record.options.threads.max(4);
-        let quiet = Quiet(&*self.monitor);
-        let verdict = verify::verify(&manifest, &*image.disk, threads, self.stop, &quiet)?;
+        self.monitor.begin("verify", Some(manifest.head.size));
+        let advance = |done| self.monitor.advance(done);
+        let verdict = verify::verify(&manifest, &*image.disk, threads, self.stop, &advance)?;
         match verdict.differing.iter().next() {
             None => Ok(()),
             Some(first) => Err(Error::new(
@@ -289,25 +290,6 @@ impl Run<'_> {
         }
         let notes = self.tally.notes().into_iter();
         results.warnings.extend(notes.filter(|(level, _)| *level == Level::Warning).map(|(_, text)| text));
-    }
-}
-
-/// A monitor for reading back: its bytes are not the source's.
-struct Quiet<'a>(&'a dyn Monitor);
-
-impl Monitor for Quiet<'_> {
-    fn begin(&self, phase: &'static str, total: Option<u64>) {
-        self.0.begin(phase, total);
-    }
-
-    fn count(&self, _counter: Counter, _bytes: u64) {}
-
-    fn advance(&self, done: u64) {
-        self.0.advance(done);
-    }
-
-    fn note(&self, level: Level, text: &str) {
-        self.0.note(level, text);
     }
 }
 

@@ -5,7 +5,7 @@
 //! table: run …, end     run: u64 LE first chunk | u32 LE count | count × 32-byte digest     end: 12 × 0xff
 //! ```
 //! The image table lists every chunk of the copy that is not all zero. The source table lists the same for the
-//! source, but only for chunks that were amended; elsewhere both are equal.
+//! source, but only for batches that were amended; elsewhere both are equal.
 
 pub mod journal;
 pub mod survey;
@@ -55,6 +55,9 @@ pub struct Head {
     pub bytes: u64,
     /// Where the copy was made to differ from the source, as [start, end) in bytes.
     pub amended: Vec<(u64, u64)>,
+    /// What could not be read and is zero in the copy, as [start, end) in bytes.
+    #[serde(default)]
+    pub unreadable: Vec<(u64, u64)>,
     /// Format of the copy: `raw` or `qcow2`.
     pub format: String,
     /// Length of the image in bytes.
@@ -179,7 +182,10 @@ impl Chunks {
             }
             let [f0, f1, f2, f3, f4, f5, f6, f7, c0, c1, c2, c3] = head;
             self.next = u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7]);
-            self.left = u32::from_le_bytes([c0, c1, c2, c3]).max(1);
+            self.left = u32::from_le_bytes([c0, c1, c2, c3]);
+            if self.left == 0 {
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a run of no chunks"));
+            }
         }
         let mut digest = [0; 32];
         self.input.read_exact(&mut digest)?;

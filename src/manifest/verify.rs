@@ -8,7 +8,6 @@ use super::{Chunks, Manifest};
 use crate::error::{Error, Kind, Result};
 use crate::io::batch::Geometry;
 use crate::io::{AlignedBuf, ReadAt, is_zero};
-use crate::monitor::{Counter, Monitor};
 use crate::unit::{Digest, Extent, ExtentMap, to_usize};
 
 /// What [`verify`] found.
@@ -59,13 +58,14 @@ impl Tasks<'_> {
     }
 }
 
-/// Reads `copy` with `threads` threads and compares it with `manifest`.
+/// Reads `copy` with `threads` threads and compares it with `manifest`; `advance` is told, from any thread, how far
+/// it has come.
 pub fn verify(
     manifest: &Manifest,
     copy: &dyn ReadAt,
     threads: usize,
     stop: &AtomicBool,
-    monitor: &dyn Monitor,
+    advance: &(dyn Fn(u64) + Sync),
 ) -> Result<Verdict> {
     let geometry = manifest.geometry();
     // A qcow2 image rounds its size up to whole sectors.
@@ -73,7 +73,6 @@ pub fn verify(
         return Err(Error::new(Kind::Mismatch, "verify.size", format!("{} has the wrong size", copy.name()))
             .because(format!("it is {} bytes long, the manifest says {}", copy.size(), geometry.size)));
     }
-    monitor.begin("verify", Some(geometry.size));
     let tasks = Mutex::new(Tasks { chunks: manifest.chunks()?.peekable(), copy, geometry, cursor: 0 });
     let verdict = Mutex::new(Verdict::default());
     let work = || -> Result<()> {
@@ -89,8 +88,7 @@ pub fn verify(
             copy.read_at(head, readable.start)?;
             tail.fill(0);
             let differing = differing(&task, bytes, &geometry);
-            monitor.count(Counter::Read, task.extent.len());
-            monitor.advance(task.extent.end);
+            advance(task.extent.end);
             let mut verdict = lock(&verdict);
             verdict.compared += task.extent.len();
             verdict.differing.extend(differing);
@@ -104,7 +102,7 @@ pub fn verify(
             })
         })
     })?;
-    monitor.advance(geometry.size);
+    advance(geometry.size);
     Ok(verdict.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 

@@ -43,7 +43,7 @@ fn client(endpoint: Endpoint) -> Result<Client> {
         region: String::new(),
         method: Method::Tc3,
     };
-    Client::new(settings, nobody, Arc::new(SystemClock::new()))
+    Client::new(settings, Arc::new(move || Ok(nobody.clone())), Arc::new(SystemClock::new()))
 }
 
 /// Asks the CVM API once for both checks.

@@ -126,22 +126,22 @@ impl ObjectImage {
     }
 
     /// How many bytes of the image are safe in the store, by the journal and by the store itself; 0 when nothing is,
-    /// or the upload is gone. The parts that do not count are taken out of `survey`.
+    /// or the upload is gone. The survey comes back without the parts that do not count.
     pub fn safe(
         store: &dyn ObjectStore,
         key: &str,
         folder: &Path,
         front: u64,
-        survey: &mut Survey,
-    ) -> Result<u64> {
-        let Some(id) = &survey.upload else { return Ok(0) };
+        mut survey: Survey,
+    ) -> Result<(Survey, u64)> {
+        let Some(id) = &survey.upload else { return Ok((survey, 0)) };
         let held = read_first(folder).is_ok_and(|held| {
             survey.parts.first().is_some_and(|part| part.number == 1 && part.crc64 == crc64::of(&held))
         });
         let listed = match store.list_parts(&Upload { key: key.into(), id: id.clone() }) {
             Ok(listed) if held => listed,
-            Ok(_) => return Ok(0),
-            Err(error) if error.id() == "store.no-upload" => return Ok(0),
+            Ok(_) => return Ok((survey, 0)),
+            Err(error) if error.id() == "store.no-upload" => return Ok((survey, 0)),
             Err(error) => return Err(error),
         };
         survey.parts.retain(|part| {
@@ -150,7 +150,7 @@ impl ObjectImage {
         });
         let safe = survey.uploaded(front);
         survey.parts.retain(|part| part.end <= safe);
-        Ok(safe)
+        Ok((survey, safe))
     }
 
     /// Goes on with the upload in `survey`, of which `safe` bytes are in the store; the encoder stands at
