@@ -118,19 +118,21 @@ fn every_kind_of_source_boots_on_its_own_hardware() {
 #[test]
 #[ignore = "long: scripts/test.sh --long"]
 fn cloud_init_reads_the_config_drive() {
-    let (image, _) = disk(&["net=dhcp"]);
+    let (image, _) = disk(&["rootref=uuid", "initramfs=most", "net=dhcp"]);
     let dir = tempfile::tempdir().unwrap();
     let drive = dir.path().join("config.iso");
     let told = ConfigDrive {
         instance_id: "ins-12345678".into(),
         hostname: Some("named-by-cloud".into()),
-        macs: vec![SOURCE_MAC],
+        macs: vec![[2, 0, 0, 0, 0, 7]],
         ..ConfigDrive::default()
     };
     std::fs::write(&drive, told.iso().unwrap()).unwrap();
-    let machine = Machine { config_drive: Some(drive), ..sata(&image) };
+    let machine =
+        Machine { config_drive: Some(drive), mac: [2, 0, 0, 0, 0, 7], ..Machine::new(&image, Format::Raw) };
     let words = words(&boot(&machine, beacon(), &dir.path().join("console.log")));
     assert_eq!(words["cloud"], "done");
+    assert!(words["root"].starts_with("/dev/vda"), "{words:?}");
     assert_eq!(words["livehost"], "named-by-cloud");
     assert!(words["addrs"].contains(":10.0.2.15/24"), "{words:?}");
 }

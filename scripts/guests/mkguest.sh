@@ -244,8 +244,7 @@ boot_on=${boot_number:-$root_number}
 cat >"$work/files/grub-probe" <<P
 #!/bin/sh
 for word; do
-  case \$word in --target=*) target=\${word#*=} ;; esac
-  last=\$word
+  case \$word in --target=*) target=\${word#*=} ;; -*) ;; *) last=\$word ;; esac
 done
 [ "\$1" = -t ] && target=\$2
 n=$root_number uuid=$root_uuid

@@ -27,7 +27,7 @@ pub enum State {
     InitramfsShell,
     /// systemd stopped in emergency or rescue mode.
     EmergencyMode,
-    /// GRUB stopped at its prompt.
+    /// GRUB stopped at its prompt, or without a kernel.
     GrubPrompt,
     /// The firmware found nothing to boot.
     NoBootableDevice,
@@ -62,7 +62,7 @@ impl State {
             State::KernelPanic => "stopped in a kernel panic",
             State::InitramfsShell => "stopped in its initramfs: it did not find its root file system",
             State::EmergencyMode => "stopped in emergency mode",
-            State::GrubPrompt => "stopped at GRUB's prompt",
+            State::GrubPrompt => "stopped in GRUB",
             State::NoBootableDevice => "was not found by the firmware: no bootable device",
             State::PoweredOff => "switched itself off",
             State::RebootLoop => "started again and again",
@@ -85,6 +85,7 @@ pub struct Console {
     expect: Expect,
     line: Vec<u8>,
     pauses: u32,
+    returned: bool,
     escape: Escape,
     complaint: Option<String>,
     last: Option<String>,
@@ -101,7 +102,15 @@ enum Escape {
 impl Console {
     /// A judge that waits for `expect`.
     pub fn new(expect: Expect) -> Self {
-        Console { expect, line: Vec::new(), pauses: 0, escape: Escape::None, complaint: None, last: None }
+        Console {
+            expect,
+            line: Vec::new(),
+            pauses: 0,
+            returned: false,
+            escape: Escape::None,
+            complaint: None,
+            last: None,
+        }
     }
 
     /// Takes more of the console; returns the first verdict its finished lines give.
@@ -109,13 +118,25 @@ impl Console {
         let mut verdict = None;
         self.pauses = 0;
         for &byte in bytes {
+            // A carriage return and more text overwrite the line: systemd's progress, a boot loader's countdown.
+            let overwrites = self.returned && byte >= b' ' && matches!(self.escape, Escape::None);
+            if overwrites || byte == b'\n' {
+                self.returned = false;
+            }
+            if overwrites {
+                verdict = verdict.or(self.end_line());
+            }
             if self.push(byte) {
-                let line = self.text();
-                self.line.clear();
-                verdict = verdict.or_else(|| self.judge(&line));
+                verdict = verdict.or(self.end_line());
             }
         }
         verdict
+    }
+
+    fn end_line(&mut self) -> Option<Verdict> {
+        let line = self.text();
+        self.line.clear();
+        self.judge(&line)
     }
 
     /// Judges the unfinished line, a prompt perhaps: to be called when the console pauses. A line with the marker is
@@ -141,6 +162,7 @@ impl Console {
         match (&mut self.escape, byte) {
             (_, 0x1b) => self.escape = Escape::Started,
             (Escape::None, b'\n') => return true,
+            (Escape::None, b'\r') => self.returned = true,
             (Escape::None, 0..=0x1f | 0x7f) => {}
             (Escape::None, _) if self.line.len() < MAX_LINE => self.line.push(byte),
             (Escape::None, _) => {}
@@ -184,7 +206,9 @@ impl Console {
             };
             return Some(Verdict { state, evidence });
         }
-        if is_complaint(&line) {
+        // What failed for want of something else says less than what was said of that.
+        let follows = line.contains("Dependency failed for") && self.complaint.is_some();
+        if is_complaint(&line) && !follows {
             self.complaint = Some(line.clone());
         }
         self.last = Some(line);
@@ -215,7 +239,8 @@ fn failure(line: &str) -> Option<State> {
         ("Shell>", State::NoBootableDevice), // the UEFI shell, OVMF's last resort
         ("No bootable device", State::NoBootableDevice),
     ];
-    const CONTAINS: [(&str, State); 8] = [
+    const CONTAINS: [(&str, State); 9] = [
+        ("error: you need to load the kernel first", State::GrubPrompt),
         ("Kernel panic - not syncing", State::KernelPanic),
         ("Entering emergency mode. Exit the shell to continue", State::InitramfsShell), // dracut
         ("/run/initramfs/rdsosreport.txt", State::InitramfsShell),                      // dracut
@@ -287,6 +312,15 @@ mod tests {
         {
             assert_eq!(state(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn an_overwritten_line_is_judged_by_itself() {
+        let verdict = judged(
+            Expect::Marker("MARK".into()),
+            "\r[*  ] waiting\r\r\x1b[K[ ** ] waiting\r\x1b[KMARK\r\r\n",
+        );
+        assert_eq!(verdict.unwrap().evidence, "MARK");
     }
 
     #[test]

@@ -74,7 +74,8 @@ pub struct Machine {
     pub cpus: u32,
     /// The network card's address.
     pub mac: [u8; 6],
-    /// A second, read-only disk for cloud-init: [`crate::boot::config_drive`].
+    /// A second, read-only disk for cloud-init: [`crate::boot::config_drive`]. A virtio disk, or on SATA a CD.
+    /// cloud-init decides before udev has loaded any driver, so it sees the drive only when the initramfs had its driver.
     pub config_drive: Option<PathBuf>,
     /// What runs the guest.
     pub accelerator: Accelerator,
@@ -127,7 +128,7 @@ impl Machine {
         }
         let (controller, disk, config, card) = match self.hardware {
             Hardware::Virtio => (None, "virtio-blk-pci", "virtio-blk-pci", "virtio-net-pci"),
-            Hardware::VirtioScsi => (Some("virtio-scsi-pci"), "scsi-hd", "scsi-cd", "virtio-net-pci"),
+            Hardware::VirtioScsi => (Some("virtio-scsi-pci"), "scsi-hd", "virtio-blk-pci", "virtio-net-pci"),
             Hardware::Sata => (Some("ich9-ahci,id=ahci"), "ide-hd,bus=ahci.0", "ide-cd,bus=ahci.1", "e1000"),
         };
         if let Some(controller) = controller {
