@@ -726,7 +726,7 @@ fn a_debian_with_a_config_drive_takes_it_in_and_stays_itself() {
         instance_id: "ins-12345678".into(),
         hostname: Some("vm-10-0-2-15".into()),
         public_keys: Vec::new(),
-        macs: Vec::new(),
+        macs: vec![Machine::new("", Format::Raw).mac],
         user_data: None,
     };
     let words = fixed_and_booted(&[], Some(&drive));
