@@ -68,6 +68,10 @@ impl Server {
             .file(&format!("/boot/vmlinuz-{KERNEL}"), "kernel")
             .file(&format!("/lib/modules/{KERNEL}/modules.dep"), &modules)
             .file("/usr/bin/cloud-init", "")
+            .file("/sbin/ifup", "")
+            .file("/etc/network/interfaces", "auto lo eth0\niface lo inet loopback\niface eth0 inet dhcp\n")
+            // The head of a program for x86_64: ELF, `e_machine` 62 at byte 18.
+            .file("/bin/sh", &format!("\u{7f}ELF{}\u{3e}\0", "\0".repeat(14)))
             .file(
                 "/boot/grub/grub.cfg",
                 &format!("linux /boot/vmlinuz-{KERNEL} root=/dev/sda1\ninitrd /boot/initrd.img-{KERNEL}\n"),
@@ -284,7 +288,11 @@ fn a_uefi_disk_is_for_the_public_edition() {
 #[test]
 fn a_disk_without_a_system_fails_unless_data_disks_are_expected() {
     let disk = bare("label: dos\\nstart=2048, size=61440, type=82\\n");
-    run("mkswap", &["-q", "-o", "1048576", text(&disk.image), "30720"]);
+    let swap = disk.image.with_extension("swap");
+    empty_image(&swap, 30 * MIB);
+    run("mkswap", &["-q", text(&swap)]);
+    let file = fs::OpenOptions::new().write(true).open(&disk.image).unwrap();
+    file.write_all_at(&fs::read(&swap).unwrap(), MIB).unwrap();
     assert_fails(&disk.check(&Options::default()), "guest.root", "partition 1 is swap");
     let report = disk.check(&Options { data_disks: true, ..Options::default() });
     assert_eq!(finding(&report, "guest.root").0, Severity::Warn);
