@@ -43,7 +43,8 @@ fn table(subject: &Subject<'_>) -> Option<Verdict> {
         let findings: Vec<&str> = table.findings.iter().map(|finding| finding.what.as_str()).collect();
         return Some(Verdict::warn(findings.join("; "), "check it with fdisk -l or sgdisk -v"));
     }
-    Some(Verdict::pass(format!("{name} with {} partitions", table.partitions.len())))
+    let numbers: Vec<String> = table.partitions.iter().map(|part| part.number.to_string()).collect();
+    Some(Verdict::pass(format!("{name} with partition {}", numbers.join(", "))))
 }
 
 fn boot(subject: &Subject<'_>) -> Option<Verdict> {

@@ -40,9 +40,12 @@ fn root(subject: &Subject<'_>) -> Option<Verdict> {
         Some(number) => format!(", root on partition {number} ({})", fs.kind),
         None => format!(", root on the whole disk ({})", fs.kind),
     });
-    let evidence = format!("{name}, {}{}", guest.arch, on.unwrap_or_default());
+    let evidence = format!("{name} for {}{}", guest.arch, on.unwrap_or_default());
     Some(match guest.arch {
         "x86_64" | "i386" => Verdict::pass(evidence),
+        "unknown" => {
+            Verdict::warn(evidence, "no program tells its architecture: see that its files are whole")
+        }
         _ => Verdict::warn(evidence, "haul was proven with x86 systems only: test the copy"),
     })
 }
@@ -133,7 +136,10 @@ fn fix(subject: &Subject<'_>) -> Option<Verdict> {
     left.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     if let Some(worst) = left.first() {
         let severity = if worst.severity == plan::Severity::Fatal { Severity::Fail } else { Severity::Warn };
-        let whats: Vec<&str> = left.iter().map(|finding| finding.what.as_str()).collect();
+        let mut whats: Vec<String> = left.iter().map(|finding| finding.what.clone()).collect();
+        if !plan.fixes.is_empty() {
+            whats.push(format!("haul makes {} changes in the copy", plan.fixes.len()));
+        }
         let remedies: Vec<&str> = left.iter().map(|finding| finding.remedy.as_str()).collect();
         return Some(Verdict::new(severity, whats.join("; "), remedies.join("; ")));
     }

@@ -1,0 +1,549 @@
+//! Preflight: each check on a disk that fails it and on one that passes, and the commands that look and change
+//! nothing. Needs root for loop mounts, mkfs.ext4 and sfdisk.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test: a failure is the finding"
+)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use haul::config::{Cloud, Edition};
+use haul::image::Gate;
+use haul::io::DiskFile;
+use haul::io::fake::FaultyDisk;
+use haul::preflight::{self, Options, Report, Severity, Target};
+use haul::unit::Extent;
+use serde_json::Value;
+use support::{LoopMount, empty_image, run, text};
+use tempfile::TempDir;
+
+const KERNEL: &str = "6.1.0-1-test";
+const MIB: u64 = 1 << 20;
+const VIRTIO: [&str; 5] = ["virtio", "virtio_ring", "virtio_pci", "virtio_blk", "virtio_scsi"];
+
+/// An uncompressed cpio archive ("newc") of modules.
+fn initramfs(modules: &[&str]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let names = modules.iter().map(|name| format!("usr/lib/modules/x/kernel/{name}.ko"));
+    for name in names.chain(["TRAILER!!!".to_owned()]) {
+        out.extend(format!("070701{}{:08x}{:08x}", "0".repeat(88), name.len() + 1, 0).bytes());
+        out.extend(name.bytes());
+        out.push(0);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+    out
+}
+
+/// A server's disk in the making: a file tree, to be put on the first partition.
+struct Server {
+    dir: TempDir,
+    table: &'static str,
+    boot_code: bool,
+}
+
+impl Server {
+    /// One that only has to be copied: MBR, boot code, Debian, virtio in its initramfs, cloud-init.
+    fn ready() -> Self {
+        let server = Server {
+            dir: tempfile::tempdir().unwrap(),
+            table: "label: dos\nstart=2048, size=61440, type=83, bootable\n",
+            boot_code: true,
+        };
+        let modules: String = VIRTIO.iter().map(|name| format!("kernel/{name}.ko:\n")).collect();
+        server
+            .os("debian")
+            .initramfs(&VIRTIO)
+            .file("/etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n")
+            .file("/etc/hostname", "web01\n")
+            .file("/usr/sbin/mkinitramfs", "")
+            .file(&format!("/boot/vmlinuz-{KERNEL}"), "kernel")
+            .file(&format!("/lib/modules/{KERNEL}/modules.dep"), &modules)
+            .file("/usr/bin/cloud-init", "")
+            .file("/sbin/ifup", "")
+            .file("/etc/network/interfaces", "auto lo eth0\niface lo inet loopback\niface eth0 inet dhcp\n")
+            // The head of a program for x86_64: ELF, `e_machine` 62 at byte 18.
+            .file("/bin/sh", &format!("\u{7f}ELF{}\u{3e}\0", "\0".repeat(14)))
+            .file(
+                "/boot/grub/grub.cfg",
+                &format!("linux /boot/vmlinuz-{KERNEL} root=/dev/sda1\ninitrd /boot/initrd.img-{KERNEL}\n"),
+            )
+    }
+
+    fn os(self, id: &str) -> Self {
+        self.file("/etc/os-release", &format!("ID={id}\nVERSION_ID=12\nPRETTY_NAME=\"Test {id}\"\n"))
+    }
+
+    fn initramfs(self, modules: &[&str]) -> Self {
+        let archive = String::from_utf8(initramfs(modules)).unwrap();
+        self.file(&format!("/boot/initrd.img-{KERNEL}"), &archive)
+    }
+
+    fn file(self, path: &str, content: &str) -> Self {
+        let path = self.dir.path().join("tree").join(path.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+        self
+    }
+
+    fn without(self, path: &str) -> Self {
+        fs::remove_file(self.dir.path().join("tree").join(path.trim_start_matches('/'))).unwrap();
+        self
+    }
+
+    fn table(self, table: &'static str) -> Self {
+        Server { table, ..self }
+    }
+
+    fn without_boot_code(self) -> Self {
+        Server { boot_code: false, ..self }
+    }
+
+    fn disk(self) -> Disk {
+        let image = self.dir.path().join("disk.raw");
+        empty_image(&image, 40 * MIB);
+        partition(&image, self.table);
+        let tree = self.dir.path().join("tree");
+        let args = ["-qF", "-E", "offset=1048576", "-d", text(&tree), text(&image), "30M"];
+        run("mkfs.ext4", &args);
+        if self.boot_code {
+            let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+            file.write_all_at(&[0xeb, 0x63, 0x90], 0).unwrap();
+        }
+        Disk { image, _dir: self.dir }
+    }
+}
+
+/// Writes a partition table as sfdisk reads it.
+fn partition(image: &Path, table: &str) {
+    run("sh", &["-c", &format!("printf '{table}' | sfdisk -q {}", text(image))]);
+}
+
+struct Disk {
+    image: PathBuf,
+    _dir: TempDir,
+}
+
+impl Disk {
+    fn check(&self, options: &Options) -> Report {
+        check(&self.image, options)
+    }
+}
+
+fn check(image: &Path, options: &Options) -> Report {
+    preflight::run(&[Target::open(image, None, &Gate::closed())], options).unwrap()
+}
+
+/// A disk without a guest, divided by `table`.
+fn bare(table: &str) -> Disk {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk.raw");
+    empty_image(&image, 40 * MIB);
+    if !table.is_empty() {
+        partition(&image, table);
+    }
+    Disk { image, _dir: dir }
+}
+
+/// What a check said: its severity and evidence.
+#[track_caller]
+fn finding<'a>(report: &'a Report, id: &str) -> (Severity, &'a str) {
+    let found = report.findings.iter().find(|finding| finding.id == id);
+    let found = found.unwrap_or_else(|| panic!("no {id} in {:#?}", report.findings));
+    assert_eq!(found.remedy.is_none(), found.severity == Severity::Pass, "{found:?}");
+    (found.severity, &found.evidence)
+}
+
+#[track_caller]
+fn assert_fails(report: &Report, id: &str, evidence: &str) {
+    let (severity, seen) = finding(report, id);
+    assert_eq!(severity, Severity::Fail, "{id}: {seen}");
+    assert!(seen.contains(evidence), "{id}: {seen}");
+    assert!(report.blocks());
+    let error = report.pass().unwrap_err();
+    assert!(error.facts().iter().any(|(name, _)| *name == id), "{error:?}");
+    assert_eq!(error.kind().exit_code(), 3);
+}
+
+fn tce() -> Options {
+    Options { cloud: Some(cloud(Edition::Tce)), ..Options::default() }
+}
+
+fn cloud(edition: Edition) -> Cloud {
+    Cloud {
+        region: None,
+        cos_endpoint: None,
+        path_style: false,
+        connect_to: None,
+        cvm_endpoint: None,
+        edition,
+        bandwidth_limit: "0".into(),
+    }
+}
+
+#[test]
+fn a_ready_server_passes_every_check_in_both_editions() {
+    let disk = Server::ready().disk();
+    for options in [Options::default(), tce()] {
+        let report = disk.check(&options);
+        for finding in &report.findings {
+            let expected = if finding.id == "guest.fix" { Severity::Fixable } else { Severity::Pass };
+            assert_eq!(finding.severity, expected, "{finding:?}");
+        }
+        let ids: Vec<&str> = report.findings.iter().map(|finding| finding.id).collect();
+        let all: Vec<&str> = preflight::checks().map(|check| check.id).collect();
+        let asked: Vec<&str> =
+            all.into_iter().filter(|id| !id.starts_with("cloud.") && *id != "host.space").collect();
+        assert_eq!(ids, asked);
+        assert!(
+            report.fixes.iter().any(|fix| fix.what.starts_with("edit /etc/fstab: ")),
+            "{:?}",
+            report.fixes
+        );
+        report.pass().unwrap();
+    }
+}
+
+#[test]
+fn an_unreadable_sector_at_the_head_of_a_partition_fails() {
+    let disk = Server::ready().disk();
+    let file = DiskFile::open(&disk.image).unwrap();
+    // Beyond what the file system's readers look at, within what is sampled.
+    let faulty = FaultyDisk::new(file, vec![Extent::at(MIB + 60 * 1024, 512)]);
+    let target = Target { path: disk.image.clone(), disk: Ok(Arc::new(faulty)) };
+    let report = preflight::run(&[target], &Options::default()).unwrap();
+    assert_fails(&report, "source.readable", "cannot read");
+}
+
+#[test]
+fn a_disk_that_cannot_be_opened_fails_and_the_others_are_checked() {
+    let disk = Server::ready().disk();
+    let missing = disk.image.with_extension("missing");
+    let open = |path: &Path| Target::open(path, None, &Gate::closed());
+    let report = preflight::run(&[open(&missing), open(&disk.image)], &Options::default()).unwrap();
+    assert_fails(&report, "source.readable", "No such file");
+    assert!(report.findings.iter().any(|finding| finding.disk.as_ref() == Some(&disk.image)));
+}
+
+#[test]
+fn a_mounted_disk_is_in_use_and_one_mounted_read_only_is_not() {
+    let disk = Server::ready().disk();
+    {
+        let mount = LoopMount::new(&disk.image, "offset=1048576,sizelimit=31457280");
+        assert_fails(&disk.check(&Options::default()), "source.in-use", text(mount.path()));
+    }
+    let _mount = LoopMount::new(&disk.image, "ro,offset=1048576,sizelimit=31457280");
+    assert_eq!(finding(&disk.check(&Options::default()), "source.in-use").0, Severity::Pass);
+}
+
+#[test]
+fn a_disk_beyond_500_gb_fails() {
+    let disk = Server::ready().disk();
+    fs::OpenOptions::new().write(true).open(&disk.image).unwrap().set_len(501 << 30).unwrap();
+    assert_fails(&disk.check(&Options::default()), "source.size", "501.00 GiB");
+}
+
+#[test]
+fn a_disk_without_partitions_fails_and_a_gpt_fails_in_the_private_edition_only() {
+    assert_fails(&bare("").check(&Options::default()), "disk.table", "no partition table");
+    assert_fails(&bare("label: dos\\n").check(&Options::default()), "disk.table", "no partition");
+    let gpt = bare("label: gpt\\nstart=2048, size=61440, type=linux\\n");
+    assert_eq!(finding(&gpt.check(&Options::default()), "disk.table").0, Severity::Pass);
+    assert_fails(&gpt.check(&tce()), "disk.table", "GPT");
+}
+
+#[test]
+fn a_gpt_is_reported_when_one_copy_is_damaged_and_fails_when_both_are() {
+    let gpt = bare("label: gpt\\nstart=2048, size=61440, type=linux\\n");
+    let file = fs::OpenOptions::new().write(true).open(&gpt.image).unwrap();
+    file.write_all_at(&[0xff; 8], 512 + 16).unwrap();
+    assert_eq!(finding(&gpt.check(&Options::default()), "disk.table").0, Severity::Warn);
+    file.write_all_at(&[0xff; 8], 40 * MIB - 512 + 16).unwrap();
+    assert_fails(&gpt.check(&Options::default()), "disk.table", "GPT");
+}
+
+#[test]
+fn a_disk_without_boot_code_fails() {
+    let report = Server::ready().without_boot_code().disk().check(&Options::default());
+    assert_fails(&report, "disk.boot", "no boot code");
+}
+
+#[test]
+fn a_uefi_disk_is_for_the_public_edition() {
+    let disk = Server::ready()
+        .table("label: gpt\nstart=2048, size=61440, type=linux\nstart=63488, size=4096, type=uefi\n")
+        .disk();
+    assert_eq!(finding(&disk.check(&Options::default()), "disk.boot").0, Severity::Warn);
+    assert_fails(&disk.check(&tce()), "disk.boot", "UEFI");
+}
+
+#[test]
+fn a_disk_without_a_system_fails_unless_data_disks_are_expected() {
+    let disk = bare("label: dos\\nstart=2048, size=61440, type=82\\n");
+    let swap = disk.image.with_extension("swap");
+    empty_image(&swap, 30 * MIB);
+    run("mkswap", &["-q", text(&swap)]);
+    let file = fs::OpenOptions::new().write(true).open(&disk.image).unwrap();
+    file.write_all_at(&fs::read(&swap).unwrap(), MIB).unwrap();
+    assert_fails(&disk.check(&Options::default()), "guest.root", "partition 1 is swap");
+    let report = disk.check(&Options { data_disks: true, ..Options::default() });
+    assert_eq!(finding(&report, "guest.root").0, Severity::Warn);
+    assert!(!report.blocks(), "{report:?}");
+}
+
+#[test]
+fn an_initramfs_without_virtio_is_mended_where_haul_can_and_fails_where_not() {
+    let sata = Server::ready().initramfs(&["ahci"]).disk().check(&Options::default());
+    let (severity, evidence) = finding(&sata, "guest.virtio");
+    assert_eq!(severity, Severity::Fixable);
+    assert!(evidence.contains(KERNEL) && evidence.contains("initramfs lacks virtio"), "{evidence}");
+    assert!(sata.fixes.iter().any(|fix| fix.what.starts_with("rebuild /boot/initrd.img-")));
+
+    let unknown = Server::ready().os("slackware").initramfs(&["ahci"]).disk().check(&Options::default());
+    assert_fails(&unknown, "guest.virtio", "virtio_blk");
+    assert_eq!(finding(&unknown, "guest.fix").0, Severity::Warn);
+    let toolless = Server::ready().initramfs(&["ahci"]).without("/usr/sbin/mkinitramfs").disk();
+    assert_fails(&toolless.check(&Options::default()), "guest.virtio", "virtio_blk");
+    let old = Server::ready()
+        .initramfs(&["ahci"])
+        .file(&format!("/lib/modules/{KERNEL}/modules.dep"), "kernel/virtio.ko:\n");
+    assert_fails(&old.disk().check(&Options::default()), "guest.virtio", "has no virtio_ring");
+    let none = Server::ready().without(&format!("/boot/vmlinuz-{KERNEL}")).disk();
+    assert_fails(&none.check(&Options::default()), "guest.virtio", "no kernel");
+}
+
+#[test]
+fn a_server_without_cloud_init_or_with_it_switched_off_is_warned_of() {
+    for server in [
+        Server::ready().without("/usr/bin/cloud-init"),
+        Server::ready().file("/etc/cloud/cloud-init.disabled", ""),
+    ] {
+        let report = server.disk().check(&Options::default());
+        assert_eq!(finding(&report, "guest.cloud-init").0, Severity::Warn);
+        assert!(!report.blocks());
+    }
+    let version = "/usr/lib/python3/dist-packages/cloudinit/version.py";
+    let report = Server::ready().file(version, "__VERSION__ = \"23.4\"\n").disk().check(&Options::default());
+    let (severity, evidence) = finding(&report, "guest.cloud-init");
+    assert!(severity == Severity::Pass && evidence.contains("23.4"), "{evidence}");
+}
+
+#[test]
+fn a_boot_loader_haul_does_not_know_fails() {
+    let report = Server::ready().without("/boot/grub/grub.cfg").disk().check(&Options::default());
+    assert_fails(&report, "guest.fix", "grub.cfg");
+}
+
+#[test]
+fn a_full_state_folder_fails_and_one_to_be_made_is_measured_where_it_will_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("small.img");
+    empty_image(&image, 8 * MIB);
+    run("mkfs.ext4", &["-qF", text(&image)]);
+    let mount = LoopMount::new(&image, "");
+    let state = |path: PathBuf| Options { state: Some(path), ..Options::default() };
+    let report = preflight::run(&[], &state(mount.path().join("haul/state"))).unwrap();
+    assert_fails(&report, "host.space", "free for");
+    let report = preflight::run(&[], &state(PathBuf::from("/dev/shm/haul"))).unwrap();
+    assert_eq!(report.findings.len(), 1);
+    drop(mount);
+}
+
+#[test]
+fn failures_can_be_skipped_by_id_or_taken_as_warnings() {
+    let disk = Server::ready().without_boot_code().disk();
+    let report = disk.check(&Options { skip: vec!["disk.boot".into()], ..Options::default() });
+    assert!(!report.blocks() && report.findings.iter().all(|finding| finding.id != "disk.boot"));
+    let report = disk.check(&Options { ignore: true, ..Options::default() });
+    assert!(!report.blocks());
+    assert_eq!(finding(&report, "disk.boot").0, Severity::Warn);
+}
+
+#[cfg(feature = "net")]
+mod cloud {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use time::OffsetDateTime;
+    use time::macros::format_description;
+
+    use super::*;
+
+    /// An HTTP server whose clock is `ahead` of ours; it ends with the test.
+    fn server(ahead: Duration) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                answer(stream.unwrap(), ahead);
+            }
+        });
+        url
+    }
+
+    fn answer(mut stream: TcpStream, ahead: Duration) {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
+            head.push(byte[0]);
+        }
+        let format = format_description!(
+            "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+        );
+        let date = (OffsetDateTime::now_utc() + ahead).format(format).unwrap();
+        // A reader that went away is no finding of this test.
+        let _ = write!(
+            stream,
+            "HTTP/1.1 403 Forbidden\r\nDate: {date}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+    }
+
+    /// A port nobody listens on.
+    fn nobody() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    }
+
+    fn asked(cvm: &str, cos: &str, connect_to: Option<&str>) -> Report {
+        let cloud = Cloud {
+            cvm_endpoint: Some(cvm.into()),
+            cos_endpoint: Some(cos.into()),
+            connect_to: connect_to.map(|address| address.parse().unwrap()),
+            ..cloud(Edition::Public)
+        };
+        preflight::run(&[], &Options { cloud: Some(cloud), ..Options::default() }).unwrap()
+    }
+
+    #[test]
+    fn endpoints_that_answer_with_our_time_pass() {
+        let url = server(Duration::ZERO);
+        let report = asked(&url, &url, None);
+        assert_eq!(report.findings.len(), 3);
+        assert!(report.findings.iter().all(|finding| finding.severity == Severity::Pass), "{report:?}");
+        let port = url.rsplit(':').next().unwrap();
+        let named = format!("http://cos.nowhere.invalid:{port}");
+        assert_eq!(finding(&asked(&url, &named, Some("127.0.0.1")), "cloud.cos").0, Severity::Pass);
+    }
+
+    #[test]
+    fn endpoints_nobody_listens_on_fail() {
+        let report = asked(&nobody(), &nobody(), None);
+        assert_fails(&report, "cloud.cvm", "cannot reach");
+        assert_fails(&report, "cloud.cos", "cannot reach");
+        assert!(report.findings.iter().all(|finding| finding.id != "cloud.clock"));
+        assert_fails(&asked(&nobody(), &nobody(), Some("127.0.0.1")), "cloud.cos", "127.0.0.1");
+    }
+
+    #[test]
+    fn a_clock_that_signatures_are_refused_for_fails_and_one_on_its_way_warns() {
+        let clock = |ahead| {
+            let url = server(Duration::from_secs(ahead));
+            asked(&url, &url, None)
+        };
+        assert_fails(&clock(3600), "cloud.clock", "behind");
+        assert_eq!(finding(&clock(120), "cloud.clock").0, Severity::Warn);
+    }
+
+    #[test]
+    fn nobody_is_asked_unless_the_user_said_where() {
+        let options = Options { cloud: Some(cloud(Edition::Public)), ..Options::default() };
+        assert!(preflight::run(&[], &options).unwrap().findings.is_empty());
+    }
+}
+
+// --- The commands.
+
+fn haul(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_haul"));
+    // Settings of the machine that runs the tests are not theirs.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HAUL_")) {
+        command.env_remove(name);
+    }
+    command.env("HAUL_STATE_DIR", "/dev/shm").args(args).output().unwrap()
+}
+
+fn stdout(out: &Output) -> String {
+    String::from_utf8(out.stdout.clone()).unwrap()
+}
+
+#[track_caller]
+fn document(args: &[&str], code: i32) -> Value {
+    let out = haul(args);
+    assert_eq!(out.status.code(), Some(code), "{}{}", stdout(&out), String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+#[test]
+fn check_prints_80_columns_and_exits_with_3_when_something_blocks() {
+    let disk = Server::ready().initramfs(&["ahci"]).without_boot_code().disk();
+    let image = text(&disk.image);
+    let out = haul(&["check", "--fixable", image]);
+    assert_eq!(out.status.code(), Some(3), "{}", String::from_utf8_lossy(&out.stderr));
+    let printed = stdout(&out);
+    let long = printed.lines().find(|line| line.chars().count() > 80 && !line.contains(image));
+    assert_eq!(long, None, "{printed}");
+    for part in ["FAIL  disk.boot", "fix   guest.virtio", "> ", "* rebuild /boot/initrd.img-", "1 failed"] {
+        assert!(printed.contains(part), "no {part:?} in\n{printed}");
+    }
+
+    let report = document(&["check", "--json", image], 3);
+    let boot = report["findings"].as_array().unwrap().iter().find(|f| f["id"] == "disk.boot").unwrap();
+    assert_eq!((boot["severity"].as_str(), boot["disk"].as_str()), (Some("fail"), Some(image)));
+    document(&["check", "--json", "--skip-check", "disk.boot", image], 0);
+    assert_eq!(haul(&["check", "--skip-check", "disk.boto", image]).status.code(), Some(2));
+}
+
+#[test]
+fn plan_prints_the_diff_with_reasons_and_exits_with_3_when_it_is_no_use() {
+    let disk = Server::ready().initramfs(&["ahci"]).disk();
+    let out = haul(&["plan", text(&disk.image)]);
+    let printed = stdout(&out);
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    for part in ["--- a/etc/fstab\n", "+++ b/etc/fstab\n", "-/dev/sda1 /", "+UUID=", "# ", "! rebuild /boot/"]
+    {
+        assert!(printed.contains(part), "no {part:?} in\n{printed}");
+    }
+    let plan = document(&["plan", "--json", text(&disk.image)], 0);
+    assert_eq!(plan["guest"]["hostname"], "web01");
+    assert!(plan["diff"].as_str().unwrap().contains("+++ b/etc/fstab"));
+    assert!(plan["fixes"].as_array().unwrap().iter().any(|fix| fix["fix"] == "initramfs"));
+
+    let fatal = Server::ready().without("/boot/grub/grub.cfg").disk();
+    assert_eq!(haul(&["plan", text(&fatal.image)]).status.code(), Some(3));
+    let data = bare("label: dos\\nstart=2048, size=61440, type=83\\n");
+    assert_eq!(haul(&["plan", text(&data.image)]).status.code(), Some(5));
+}
+
+#[test]
+fn inspect_tells_the_system_and_that_there_is_none_is_no_error() {
+    let disk = Server::ready().initramfs(&["ahci"]).disk();
+    let printed = stdout(&haul(&["inspect", text(&disk.image)]));
+    for part in ["Test debian", "BIOS", "web01", KERNEL, "virtio_blk", "cloud-init unknown"] {
+        assert!(printed.contains(part), "no {part:?} in\n{printed}");
+    }
+    let facts = document(&["inspect", "--json", text(&disk.image)], 0);
+    assert_eq!((&facts["guest"]["os"]["id"], &facts["guest"]["boot"]), (&"debian".into(), &"bios".into()));
+    let none = document(&["inspect", "--json", text(&bare("").image)], 0);
+    assert!(none["guest"].is_null() && none["findings"].as_array().unwrap().is_empty(), "{none}");
+}
+
+#[test]
+fn boot_refuses_to_overwrite_its_console_with_the_picture_and_names_a_missing_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing.raw");
+    let console = dir.path().join("c.png");
+    let out = haul(&["boot", "--console", text(&console), text(&missing)]);
+    assert_eq!(out.status.code(), Some(2));
+    let out = haul(&["boot", text(&missing)]);
+    assert_eq!(out.status.code(), Some(4), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("missing.raw"));
+}
