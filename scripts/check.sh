@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo fmt --check
-cargo clippy --all-targets -- -D warnings
+cargo clippy --all-targets --features fault-points -- -D warnings
 cargo clippy --all-targets --no-default-features -- -D warnings

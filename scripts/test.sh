@@ -1,7 +1,27 @@
 #!/usr/bin/env bash
-# The quick tier: everything a change must pass. Installs what it needs; needs Rust and, on Debian/Ubuntu, root.
+# The quick tier: everything a change must pass. Installs what it needs; needs Rust, root, and Debian or Ubuntu.
+#   scripts/test.sh          formatting, lints, unit, property, interop and damage tests, two boots (about 20 minutes)
+#   scripts/test.sh --long   the same, then every count an issue asks for, recorded in docs/evidence.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
+long=${1:-}
+step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
+
+step "install"
+command -v cargo >/dev/null || { echo "Rust is needed: https://rustup.rs" >&2; exit 1; }
+scripts/deps.sh
+HAUL_TEST_PYTHON=$(scripts/pydeps.sh)/bin/python
+export HAUL_TEST_PYTHON
+
+step "format and lints"
 scripts/check.sh
-scripts/pydeps.sh >/dev/null
-cargo test
+
+step "tests"
+# One build for all: the fault points are for the kill tests. Boots share two processors, so tests run two at a time.
+cargo test --features fault-points -- --test-threads 2
+
+if [ "$long" = --long ]; then
+  step "long tests"
+  scripts/evidence.sh
+fi
+step "done"

@@ -92,6 +92,9 @@ pub struct Arguments {
     /// Seconds between two looks at the import
     #[arg(long, default_value = "10", value_name = "S")]
     poll: u64,
+    /// Afterwards run an instance of the image in this zone; this buys one
+    #[arg(long, value_name = "ZONE")]
+    run_in_zone: Option<String>,
     #[command(flatten)]
     cloud: Cloud,
     #[command(flatten)]
@@ -147,6 +150,7 @@ impl Arguments {
             cloud: self.cloud.clone(),
             threads: self.threads.unwrap_or_else(super::default_threads),
             poll_seconds: self.poll,
+            run_in_zone: self.run_in_zone.clone(),
         })
     }
 
@@ -199,6 +203,9 @@ fn text(finished: &Finished) -> String {
     let counter = |name: &str| human(results.counters.get(name).copied().unwrap_or(0));
     let mut text = String::new();
     let _ = writeln!(text, "image    {} ({}, {})", finished.image, results.os, results.boot);
+    if let Some(instance) = &results.instance {
+        let _ = writeln!(text, "instance {instance} is running");
+    }
     let _ = writeln!(
         text,
         "bytes    read {}, skipped {}, sent {}",

@@ -6,6 +6,8 @@ mod compare;
 mod convert;
 mod inspect;
 #[cfg(feature = "net")]
+mod jobs;
+#[cfg(feature = "net")]
 mod lab;
 #[cfg(feature = "net")]
 mod migrate;
@@ -68,6 +70,8 @@ enum Command {
     #[cfg(feature = "net")]
     Migrate(Box<migrate::Arguments>),
     #[cfg(feature = "net")]
+    Jobs(jobs::Arguments),
+    #[cfg(feature = "net")]
     Lab(lab::Arguments),
 }
 
@@ -106,6 +110,8 @@ fn run(command: &Command, output: &Output, stop: &Arc<AtomicBool>) -> Result<()>
         Command::Boot(arguments) => boot::run(arguments, output),
         #[cfg(feature = "net")]
         Command::Migrate(arguments) => migrate::run(arguments, output, stop),
+        #[cfg(feature = "net")]
+        Command::Jobs(arguments) => jobs::run(arguments, output, stop),
         #[cfg(feature = "net")]
         Command::Lab(arguments) => lab::run(arguments, output, stop),
     }

@@ -15,7 +15,7 @@ use super::services::Services;
 use super::source::{self, Source};
 use super::state::{Job, State};
 use crate::cloud::tencent::Cvm;
-use crate::cloud::tencent::cvm::{Architecture, BootMode, ImportRequest, OsChoice};
+use crate::cloud::tencent::cvm::{Architecture, BootMode, ImportRequest, OsChoice, RunRequest};
 use crate::cloud::tencent::import::{self, Waiting};
 use crate::cloud::tencent::os;
 use crate::config::{Cloud, ObjectUrl};
@@ -63,6 +63,9 @@ pub struct Options {
     pub threads: usize,
     /// Seconds between two looks at the import.
     pub poll_seconds: u64,
+    /// Run an instance of the image in this zone afterwards.
+    #[serde(default)]
+    pub run_in_zone: Option<String>,
 }
 
 /// What a migration found out and did; it grows as the job goes on.
@@ -94,6 +97,9 @@ pub struct Results {
     pub warnings: Vec<String>,
     /// Where the image's console will look for it: `img-…`.
     pub image: Option<String>,
+    /// The instance run of it: `ins-…`.
+    #[serde(default)]
+    pub instance: Option<String>,
 }
 
 /// A migration's record on disk.
@@ -136,7 +142,7 @@ pub fn run(job: &mut Migration, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monito
         key: options.key.clone().unwrap_or_else(|| format!("{}.{}", job.record.id, options.settings.format)),
     };
     let store = services.store(&object.bucket, stop, &both)?;
-    let cvm = services.cvm()?;
+    let cvm = services.cvm(stop)?;
     let mut run = Run { job, stop, monitor: both, tally, store, cvm, object };
     let done = run.steps(&options);
     run.note_counters();
@@ -159,9 +165,46 @@ fn finished(job: &Migration) -> Result<Finished> {
 
 impl Run<'_> {
     fn steps(&mut self, options: &Options) -> Result<()> {
-        if matches!(self.job.record.state, State::Done { .. }) {
-            return Ok(());
+        if !matches!(self.job.record.state, State::Done { .. }) {
+            self.make_image(options)?;
         }
+        if let (Some(zone), State::Done { image }) = (&options.run_in_zone, self.job.record.state.clone()) {
+            self.timed("instance", |run| run.instance(zone, &image, options.poll_seconds))?;
+        }
+        Ok(())
+    }
+
+    /// Runs an instance of the image. The job's id is the client token, so that a repeated request buys no second one.
+    fn instance(&mut self, zone: &str, image: &str, poll_seconds: u64) -> Result<()> {
+        let request = RunRequest {
+            zone: zone.to_owned(),
+            image_id: image.to_owned(),
+            name: self.job.record.id.clone(),
+            client_token: self.job.record.id.clone(),
+            ..RunRequest::default()
+        };
+        let id = self.cvm.run_instance(&request)?;
+        self.job.record.results.instance = Some(id.clone());
+        self.job.save()?;
+        loop {
+            let found = self.cvm.instance(&id)?;
+            match found.as_ref().map(|instance| instance.instance_state.as_str()) {
+                Some("RUNNING") => return Ok(()),
+                None | Some("LAUNCH_FAILED") => {
+                    return Err(Error::new(
+                        Kind::Cloud,
+                        "cloud.launch",
+                        format!("instance {id} did not start"),
+                    )
+                    .remedy("look at it in the console; the image itself is done")
+                    .fact("instance", id));
+                }
+                Some(_) => self.cvm.client().clock().sleep(Duration::from_secs(poll_seconds.max(1)))?,
+            }
+        }
+    }
+
+    fn make_image(&mut self, options: &Options) -> Result<()> {
         let request = self.prepare(options)?;
         if self.job.record.state == State::Begun {
             self.copy(options)?;
@@ -335,7 +378,7 @@ pub fn boot_mode(guest: &Guest) -> BootMode {
 }
 
 /// Drops what an unfinished job holds: its upload, its object, its folder.
-pub fn discard(mut job: Migration, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<()> {
+pub fn discard(job: &Migration, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<()> {
     let options = job.record.options.clone();
     let journal = job.folder().join("journal");
     if journal.exists() || job.record.state != State::Begun {
@@ -349,7 +392,6 @@ pub fn discard(mut job: Migration, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Mon
             store.delete(&key)?;
         }
     }
-    job.record.results = Results::default();
     remove_folder(job.folder())
 }
 

@@ -73,8 +73,8 @@ impl Services {
         Ok(Arc::new(Retry::new(store, Policy::default(), monitor.clone(), move |pause| wait(pause, &stop))))
     }
 
-    /// The CVM API.
-    pub fn cvm(&self) -> Result<Cvm> {
+    /// The CVM API; a wait ends when `stop` is set.
+    pub fn cvm(&self, stop: &Arc<AtomicBool>) -> Result<Cvm> {
         let settings = Settings {
             endpoint: Endpoint::of("cvm", self.options.cvm_endpoint.as_deref())?,
             service: "cvm".into(),
@@ -86,7 +86,11 @@ impl Services {
             Edition::Public => tencent::Edition::Public,
             Edition::Tce => tencent::Edition::Tce,
         };
-        let client = Client::new(settings, self.credentials.clone().fixed(), Arc::new(SystemClock::new()))?;
+        let client = Client::new(
+            settings,
+            self.credentials.clone().fixed(),
+            Arc::new(SystemClock::until(stop.clone())),
+        )?;
         Ok(Cvm::new(client, edition))
     }
 }

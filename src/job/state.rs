@@ -186,7 +186,7 @@ mod tests {
         let id = job.record.id.clone();
         assert_eq!(Small::open(dir.path(), &id).err().unwrap().id(), "job.busy");
         drop(job);
-        assert_eq!(list(dir.path()), [id.clone()]);
+        assert_eq!(list(dir.path()), std::slice::from_ref(&id));
         let job = Small::open(dir.path(), &id).unwrap();
         assert_eq!(job.record.state, State::Importing { image: "img-1".into() });
         assert_eq!(Small::open(dir.path(), "other").err().unwrap().id(), "job.unknown");

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Installs every program the tests run: those of the guests, reference file system tools, and the judges' Python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/guests/deps.sh
+install_guest_packages
+if command -v dpkg-query >/dev/null; then
+  install_packages btrfs-progs cpio cryptsetup-bin curl dosfstools exfatprogs fuse3 gdisk initramfs-tools-core mount \
+    ntfs-3g python3 python3-venv time xfsprogs
+fi
