@@ -92,6 +92,12 @@ pub struct Arguments {
     /// Seconds between two looks at the import
     #[arg(long, default_value = "10", value_name = "S")]
     poll: u64,
+    /// Leave this check out (see `haul check`); may be given again
+    #[arg(long, value_name = "ID")]
+    skip_check: Vec<String>,
+    /// Go on although a check fails
+    #[arg(long)]
+    ignore_check: bool,
     /// Afterwards run an instance of the image in this zone; this buys one
     #[arg(long, value_name = "ZONE")]
     run_in_zone: Option<String>,
@@ -150,6 +156,8 @@ impl Arguments {
             cloud: self.cloud.clone(),
             threads: self.threads.unwrap_or_else(super::default_threads),
             poll_seconds: self.poll,
+            skip_checks: self.skip_check.clone(),
+            ignore_checks: self.ignore_check,
             run_in_zone: self.run_in_zone.clone(),
         })
     }

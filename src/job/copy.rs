@@ -197,6 +197,7 @@ impl Copy<'_> {
             }
         };
         if safe == 0 {
+            self.abort_uploads();
             return self.start(monitor);
         }
         let mut from = 0;
@@ -246,6 +247,8 @@ impl Copy<'_> {
     }
 
     fn sealed(&self, survey: &Survey, bytes: u64) -> Result<Sealed> {
+        #[cfg(not(feature = "net"))]
+        let _ = survey;
         match &self.target {
             Target::File { part, name } => Ok(image_file::sealed(part, name, bytes)),
             #[cfg(feature = "net")]
@@ -281,24 +284,31 @@ impl Copy<'_> {
         sealer.seal(head, self.source.amended())
     }
 
-    /// Removes what an unfinished copy left; nothing else refers to it. An upload is dropped at its store.
+    /// Drops every unfinished upload of the object, also one whose id was lost with an answer. What cannot be
+    /// dropped now, `haul jobs clean` finds later.
+    fn abort_uploads(&self) {
+        #[cfg(feature = "net")]
+        if let Target::Object { store, key, .. } = &self.target {
+            let unfinished = store.uploads(key).unwrap_or_default();
+            for upload in unfinished.iter().filter(|upload| upload.key == *key) {
+                let _ = store.abort(upload);
+            }
+        }
+    }
+
+    /// Removes what an unfinished copy left; nothing else refers to it.
     pub fn discard(&self) {
         match &self.target {
             Target::File { part, .. } => remove(part),
             #[cfg(feature = "net")]
-            Target::Object { store, key, folder } => {
-                if let Ok(Survey { upload: Some(id), .. }) = Survey::of(&self.journal) {
-                    // What cannot be dropped now, `jobs clean` finds later.
-                    let _ = store.abort(&Upload { key: key.clone(), id });
-                }
-                remove(&folder.join("first-part"));
-            }
+            Target::Object { .. } => {}
         }
-        remove(&self.journal);
+        self.clear();
     }
 
     /// Removes what only a resumed run would need, once the copy has its name.
     pub fn clear(&self) {
+        self.abort_uploads();
         #[cfg(feature = "net")]
         if let Target::Object { folder, .. } = &self.target {
             remove(&folder.join("first-part"));

@@ -24,6 +24,7 @@ use crate::guest::{self, Guest};
 use crate::image::{self, Format, Gate};
 use crate::manifest::{Manifest, verify};
 use crate::monitor::{Both, Counter, Level, Monitor, Tally};
+use crate::preflight;
 use crate::store::{ObjectDisk, ObjectStore};
 use crate::unit::MIB;
 
@@ -63,6 +64,12 @@ pub struct Options {
     pub threads: usize,
     /// Seconds between two looks at the import.
     pub poll_seconds: u64,
+    /// Checks not to make, by id.
+    #[serde(default)]
+    pub skip_checks: Vec<String>,
+    /// Go on although a check fails.
+    #[serde(default)]
+    pub ignore_checks: bool,
     /// Run an instance of the image in this zone afterwards.
     #[serde(default)]
     pub run_in_zone: Option<String>,
@@ -129,6 +136,7 @@ struct Run<'a> {
     store: Arc<dyn ObjectStore>,
     cvm: Cvm,
     object: ObjectUrl,
+    region: String,
 }
 
 /// Carries `job` from where it stands to its end.
@@ -143,7 +151,8 @@ pub fn run(job: &mut Migration, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monito
     };
     let store = services.store(&object.bucket, stop, &both)?;
     let cvm = services.cvm(stop)?;
-    let mut run = Run { job, stop, monitor: both, tally, store, cvm, object };
+    let region = services.region().to_owned();
+    let mut run = Run { job, stop, monitor: both, tally, store, cvm, object, region };
     let done = run.steps(&options);
     run.note_counters();
     let saved = run.job.save();
@@ -234,14 +243,39 @@ impl Run<'_> {
     /// Everything that can be refused before the first byte is copied.
     fn prepare(&mut self, options: &Options) -> Result<ImportRequest> {
         let gate = Gate::closed();
-        let image = image::open(&options.source, options.source_format, &gate)?;
-        let guest = guest::inspect(image.disk)?;
+        let target = preflight::Target::open(&options.source, options.source_format, &gate);
+        if self.job.record.state == State::Begun {
+            self.check(&target, options)?;
+        }
+        let guest = guest::inspect(target.disk?)?;
         let request = request(&self.job.record.id, options, &guest, &self.cvm)?;
         let results = &mut self.job.record.results;
         results.guest = format!("{} {}", guest.os.name, guest.arch);
         results.os = request.os.to_string();
         results.boot = if request.boot_mode == BootMode::Uefi { "UEFI" } else { "BIOS" }.to_owned();
         Ok(request)
+    }
+
+    /// The preflight: a failed check ends the job before anything is copied.
+    fn check(&mut self, target: &preflight::Target, options: &Options) -> Result<()> {
+        let mut skip = options.skip_checks.clone();
+        if options.inconsistent {
+            skip.push("source.in-use".to_owned());
+        }
+        let checks = preflight::Options {
+            skip,
+            ignore: options.ignore_checks,
+            cloud: Some(Cloud { region: Some(self.region.clone()), ..options.cloud.clone() }),
+            state: Some(self.job.folder().to_owned()),
+            fixes: options.fix.unwrap_or_default(),
+            ..preflight::Options::default()
+        };
+        let report = preflight::run(std::slice::from_ref(target), &checks)?;
+        for finding in report.findings.iter().filter(|finding| finding.severity == preflight::Severity::Warn)
+        {
+            self.monitor.note(Level::Warning, &format!("{}: {}", finding.id, finding.evidence));
+        }
+        report.pass()
     }
 
     fn copy(&mut self, options: &Options) -> Result<()> {
