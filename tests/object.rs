@@ -1,5 +1,6 @@
 //! A disk straight into an object store: killed at seeded journal positions and resumed, counted by the server.
 
+#![cfg(feature = "net")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
