@@ -20,6 +20,7 @@ use std::sync::atomic::AtomicBool;
 use haul::image::{self, Compress, Format, Gate};
 use haul::job::copy::{Copied, Copy, Settings, Target};
 use haul::job::source::{Options, Source};
+use haul::job::upload::upload;
 use haul::lab::s3::{Config, Handle, Server};
 use haul::manifest::verify;
 use haul::monitor::{Monitor, Tally};
@@ -142,4 +143,36 @@ fn an_upload_cut_off_anywhere_resumes_and_sends_at_most_what_was_in_flight_again
         prove(&store, &disk, &copied, Format::Qcow2);
         store.delete("disk").unwrap();
     }
+}
+
+#[test]
+fn a_resumed_upload_sends_only_the_parts_that_are_not_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk.raw");
+    let bytes = contents((70 << 20) + 512, seed());
+    fs::write(&file, &bytes).unwrap();
+    let (lab, store) = lab(&dir.path().join("lab"));
+    let go = AtomicBool::new(false);
+    let tally = Tally::default();
+
+    // An earlier run sent part 1, and part 3 of another file.
+    let earlier = store.begin("disk").unwrap();
+    store.put_part(&earlier, 1, bytes[..16 << 20].to_vec().into()).unwrap();
+    store.put_part(&earlier, 3, vec![1; 16 << 20].into()).unwrap();
+    let before = lab.received("UploadPart");
+    let uploaded = upload(&file, &store, "disk", true, &go, &tally).unwrap();
+    assert_eq!((uploaded.size, uploaded.already_there), (bytes.len() as u64, PART));
+    assert_eq!(lab.received("UploadPart") - before, bytes.len() as u64 - PART);
+    let object = ObjectDisk::open(store.clone(), "disk", 32 << 20).unwrap();
+    let same = image::compare(
+        &object,
+        &haul::io::DiskFile::open(&file).unwrap(),
+        &image::compare::Options::default(),
+    );
+    assert!(same.unwrap().same());
+    assert!(store.uploads("").unwrap().is_empty());
+
+    fs::write(&file, b"").unwrap();
+    assert_eq!(upload(&file, &store, "empty", false, &go, &tally).unwrap().size, 0);
+    assert_eq!(store.head("empty").unwrap().unwrap().size, 0);
 }

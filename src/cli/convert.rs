@@ -9,6 +9,7 @@ use clap::ValueEnum;
 
 use super::output::Output;
 use crate::error::{Error, Kind, Result};
+use crate::guest;
 use crate::image::{Compress, Format, Gate};
 use crate::job::convert::{self, Convert};
 use crate::job::copy::Settings;
@@ -49,6 +50,9 @@ pub struct Arguments {
     /// The external data file that a qcow2 SRC may read
     #[arg(long, value_name = "FILE")]
     data_file: Vec<PathBuf>,
+    /// Fix the copy so that it boots on virtio hardware (see `haul plan`); needs root and FUSE
+    #[arg(long)]
+    fix: bool,
     /// Replace DST if it exists
     #[arg(long)]
     force: bool,
@@ -113,6 +117,7 @@ impl Arguments {
             inconsistent: self.inconsistent,
             force: self.force,
             resume: self.resume,
+            fix: self.fix.then(guest::Options::default),
             threads: self.threads.unwrap_or_else(super::default_threads),
         })
     }
@@ -154,6 +159,9 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<
         human(skipped),
         progress.elapsed().as_secs_f64()
     );
+    if let Some(fixes) = &report.fixes {
+        text.insert_str(0, fixes);
+    }
     if report.resumed_from > 0 {
         let _ = writeln!(text, "resumed at {}", human(report.resumed_from));
     }

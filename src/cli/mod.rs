@@ -4,6 +4,8 @@ mod boot;
 mod check;
 mod compare;
 mod convert;
+#[cfg(feature = "net")]
+mod import;
 mod inspect;
 #[cfg(feature = "net")]
 mod jobs;
@@ -14,6 +16,8 @@ mod migrate;
 mod output;
 mod plan;
 mod progress;
+#[cfg(feature = "net")]
+mod upload;
 mod verify;
 
 use std::process::ExitCode;
@@ -70,6 +74,10 @@ enum Command {
     #[cfg(feature = "net")]
     Migrate(Box<migrate::Arguments>),
     #[cfg(feature = "net")]
+    Upload(Box<upload::Arguments>),
+    #[cfg(feature = "net")]
+    Import(Box<import::Arguments>),
+    #[cfg(feature = "net")]
     Jobs(jobs::Arguments),
     #[cfg(feature = "net")]
     Lab(lab::Arguments),
@@ -110,6 +118,10 @@ fn run(command: &Command, output: &Output, stop: &Arc<AtomicBool>) -> Result<()>
         Command::Boot(arguments) => boot::run(arguments, output),
         #[cfg(feature = "net")]
         Command::Migrate(arguments) => migrate::run(arguments, output, stop),
+        #[cfg(feature = "net")]
+        Command::Upload(arguments) => upload::run(arguments, output, stop),
+        #[cfg(feature = "net")]
+        Command::Import(arguments) => import::run(arguments, output, stop),
         #[cfg(feature = "net")]
         Command::Jobs(arguments) => jobs::run(arguments, output, stop),
         #[cfg(feature = "net")]

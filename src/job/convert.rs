@@ -2,17 +2,20 @@
 //!
 //! Beside the destination `D` live `D.haul-part`, the image so far, and `D.haul-journal`; both go when the job ends.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
 use super::copy::{Copy, Settings, Target};
+use super::fix;
 use super::source::{self, Source};
 use crate::error::{Error, Kind, Result};
+use crate::guest;
 use crate::image::{Format, Gate};
 use crate::io::atomic::with_suffix;
 use crate::layout;
@@ -39,6 +42,8 @@ pub struct Convert {
     pub force: bool,
     /// Go on with an earlier run that was stopped.
     pub resume: bool,
+    /// What fix-ups may do to the copy; none leaves it as the source is.
+    pub fix: Option<guest::Options>,
     /// Worker threads.
     pub threads: usize,
 }
@@ -66,12 +71,26 @@ pub struct Report {
     pub unreadable: Vec<(u64, u64)>,
     /// Whether the source was in use while it was copied.
     pub inconsistent: bool,
+    /// The fix-ups made in the copy, as a diff.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fixes: Option<String>,
 }
 
 /// Converts a disk or image as `job` says. On an error nothing is left but, after a pause, what `--resume` needs.
 pub fn convert(job: &Convert, stop: &AtomicBool, monitor: &Arc<dyn Monitor>) -> Result<Report> {
     check_destination(job)?;
-    let source = open(job, &**monitor)?;
+    let mut source = open(job, &**monitor)?;
+    let mut fixes = None;
+    // The overlay lives beside the destination, and goes with this value.
+    let overlay = Overlay::beside(&job.destination, job.resume);
+    if let Some(options) = &job.fix {
+        overlay.make()?;
+        let guest = guest::inspect(source.disk().clone())?;
+        let plan = fix::plan(&guest, options, &**monitor)?;
+        let (fixed, done) = fix::fix(source, plan, &overlay.folder, &**monitor)?;
+        source = fixed;
+        fixes = Some(done.plan.to_string());
+    }
     let copy = Copy {
         source: &source,
         settings: job.settings,
@@ -86,8 +105,9 @@ pub fn convert(job: &Convert, stop: &AtomicBool, monitor: &Arc<dyn Monitor>) -> 
     let copied = match copy.run(job.resume, stop, monitor) {
         Ok(copied) => copied,
         Err(error) => {
-            if error.kind() != Kind::Interrupted {
-                copy.discard();
+            match error.kind() {
+                Kind::Interrupted => overlay.keep(),
+                _ => copy.discard(),
             }
             return Err(error);
         }
@@ -105,7 +125,44 @@ pub fn convert(job: &Convert, stop: &AtomicBool, monitor: &Arc<dyn Monitor>) -> 
         resumed_from: copied.resumed_from,
         unreadable: copied.unreadable,
         inconsistent: head.inconsistent,
+        fixes,
     })
+}
+
+/// The folder of a conversion's overlay, `D.haul-fix`; removed when dropped, unless kept for a resumed run.
+struct Overlay {
+    folder: PathBuf,
+    kept: Cell<bool>,
+}
+
+impl Overlay {
+    /// The folder for `destination`; what an earlier run left in it counts only for a resumed one.
+    fn beside(destination: &Path, resume: bool) -> Self {
+        let overlay = Overlay { folder: with_suffix(destination, ".haul-fix"), kept: Cell::new(false) };
+        if !resume {
+            let _ = fs::remove_dir_all(&overlay.folder);
+        }
+        overlay
+    }
+
+    fn make(&self) -> Result<()> {
+        fs::create_dir_all(&self.folder).map_err(|error| {
+            Error::new(Kind::Destination, "fix.folder", format!("cannot make {}", self.folder.display()))
+                .caused_by(error)
+        })
+    }
+
+    fn keep(&self) {
+        self.kept.set(true);
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        if !self.kept.get() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
 }
 
 fn open(job: &Convert, monitor: &dyn Monitor) -> Result<Source> {

@@ -248,7 +248,13 @@ impl Run<'_> {
             self.check(&target, options)?;
         }
         let guest = guest::inspect(target.disk?)?;
-        let request = request(&self.job.record.id, options, &guest, &self.cvm)?;
+        let wanted = Wanted {
+            name: options.name.as_deref().unwrap_or(&self.job.record.id),
+            description: format!("haul job {}", self.job.record.id),
+            os: options.os.as_ref(),
+            force: options.force_import,
+        };
+        let request = request(wanted, &guest, &self.cvm)?;
         let results = &mut self.job.record.results;
         results.guest = format!("{} {}", guest.os.name, guest.arch);
         results.os = request.os.to_string();
@@ -370,22 +376,30 @@ impl Run<'_> {
     }
 }
 
+/// What the user wants of an import.
+struct Wanted<'a> {
+    name: &'a str,
+    description: String,
+    os: Option<&'a (String, String)>,
+    force: bool,
+}
+
 /// What to ask ImportImage for.
-pub fn request(id: &str, options: &Options, guest: &Guest, cvm: &Cvm) -> Result<ImportRequest> {
+fn request(wanted: Wanted<'_>, guest: &Guest, cvm: &Cvm) -> Result<ImportRequest> {
     let architecture = architecture(guest)?;
-    let os = match &options.os {
+    let os = match wanted.os {
         Some((os_type, os_version)) => OsChoice { os_type: os_type.clone(), os_version: os_version.clone() },
         None => os::choose(&guest.os.id, &guest.os.version, architecture, &cvm.supported_os()?)?,
     };
-    let force = options.force_import;
+    let force = wanted.force;
     if guest.cloud_init.is_none() && !force {
         return Err(Error::new(Kind::Preflight, "import.cloud-init", "the cloud would refuse the image")
             .because("the guest has no cloud-init")
             .remedy("install cloud-init on the source, or import without it with --force-import"));
     }
     Ok(ImportRequest {
-        name: options.name.clone().unwrap_or_else(|| id.to_owned()),
-        description: format!("haul job {id}"),
+        name: wanted.name.to_owned(),
+        description: wanted.description,
         os,
         architecture,
         boot_mode: boot_mode(guest),
@@ -393,8 +407,51 @@ pub fn request(id: &str, options: &Options, guest: &Guest, cvm: &Cvm) -> Result<
     })
 }
 
+/// An object to be imported as it is.
+pub struct Import {
+    /// Its bucket.
+    pub store: Arc<dyn ObjectStore>,
+    /// The cloud.
+    pub cvm: Cvm,
+    /// Its key.
+    pub key: String,
+    /// Its format; probed when not given.
+    pub format: Option<Format>,
+    /// The image's name.
+    pub name: String,
+    /// The operating system to declare, where it should not be derived.
+    pub os: Option<(String, String)>,
+    /// Import although the guest has no cloud-init.
+    pub force: bool,
+    /// Seconds between two looks at the import.
+    pub poll_seconds: u64,
+}
+
+/// Imports an object and waits for the image; returns its id and what was asked for. Repeated, it finds the image an
+/// earlier run started: name, object and its tag are the same.
+pub fn import_object(import: &Import, monitor: &dyn Monitor) -> Result<(String, ImportRequest)> {
+    let object = ObjectDisk::open(import.store.clone(), &import.key, VERIFY_CACHE)?;
+    let tag: String = object.info().etag.chars().filter(char::is_ascii_hexdigit).take(12).collect();
+    let image = image::open_on(Arc::new(object), import.format, &Gate::closed())?;
+    let guest = guest::inspect(image.disk)?;
+    let wanted = Wanted {
+        name: &import.name,
+        description: format!("haul import {tag}"),
+        os: import.os.as_ref(),
+        force: import.force,
+    };
+    let request = request(wanted, &guest, &import.cvm)?;
+    let waiting = Waiting { interval: Duration::from_secs(import.poll_seconds.max(1)), ..Waiting::default() };
+    let mut link = || import.store.presign_get(&import.key, LINK_VALID);
+    import::rehearse(&import.cvm, &request, &mut link)?;
+    let id = import::start(&import.cvm, &request, waiting, &mut link)?;
+    monitor.begin("import", None);
+    import::wait(&import.cvm, &id, waiting, monitor)?;
+    Ok((id, request))
+}
+
 /// The architecture to declare.
-pub fn architecture(guest: &Guest) -> Result<Architecture> {
+fn architecture(guest: &Guest) -> Result<Architecture> {
     match guest.arch {
         "x86_64" => Ok(Architecture::X86_64),
         "aarch64" => Ok(Architecture::Arm64),
@@ -404,7 +461,7 @@ pub fn architecture(guest: &Guest) -> Result<Architecture> {
 }
 
 /// The firmware to declare.
-pub fn boot_mode(guest: &Guest) -> BootMode {
+fn boot_mode(guest: &Guest) -> BootMode {
     match guest.boot {
         guest::disk::BootMode::Bios => BootMode::Bios,
         guest::disk::BootMode::Uefi => BootMode::Uefi,

@@ -11,3 +11,5 @@ pub mod report;
 pub mod services;
 pub mod source;
 pub mod state;
+#[cfg(feature = "net")]
+pub mod upload;
