@@ -144,6 +144,7 @@ reference() { # NUMBER UUID LABEL
 # --- Who it is.
 echo source-01 >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 source-01\n' >"$root/etc/hosts"
+echo 'LANG=C.UTF-8' >"$root/etc/default/locale" # as an installer does; without it a first boot's cloud-init fails
 echo "nameserver 192.168.77.1" >"$root/etc/resolv.conf"
 new_uuid | tr -d - >"$root/etc/machine-id"
 rm -f "$root"/etc/ssh/ssh_host_*
