@@ -9,7 +9,7 @@
 //! [`Record::Synced`] or [`Record::Part`] mark, which follows the destination's own acknowledgement.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -138,10 +138,8 @@ impl Journal {
     /// Opens the journal at `path` to go on after `valid` bytes, the length [`replay`] returned.
     pub fn reopen(path: &Path, valid: u64) -> Result<Self> {
         let open = || {
-            let mut file = OpenOptions::new().write(true).open(path)?;
-            file.set_len(valid)?;
-            file.seek(SeekFrom::Start(valid))?;
-            Ok(file)
+            OpenOptions::new().write(true).open(path)?.set_len(valid)?;
+            OpenOptions::new().append(true).open(path)
         };
         open().map(|file| Journal::on(path, file)).map_err(|error| failed(path, "open", error))
     }

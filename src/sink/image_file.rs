@@ -158,8 +158,8 @@ pub fn sealed(part: &Path, name: &Path, length: u64) -> Sealed {
 
 /// Syncs the file beside the copy, so that the copy never waits for the disk's cache.
 struct Syncer {
-    positions: SyncSender<u64>,
-    thread: JoinHandle<Result<()>>,
+    positions: Option<SyncSender<u64>>,
+    thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Syncer {
@@ -176,23 +176,36 @@ impl Syncer {
         let thread = std::thread::Builder::new().name("sync".into()).spawn(run).map_err(|error| {
             Error::new(Kind::Internal, "thread.start", "cannot start a thread").caused_by(error)
         })?;
-        Ok(Syncer { positions, thread })
+        Ok(Syncer { positions: Some(positions), thread: Some(thread) })
     }
 
     /// Asks for a sync of everything below `position`; false while an earlier one is still waiting.
     fn begin(&self, position: u64) -> Result<bool> {
-        match self.positions.try_send(position) {
-            Ok(()) => Ok(true),
+        match self.positions.as_ref().map(|positions| positions.try_send(position)) {
+            Some(Ok(())) => Ok(true),
             // Gone means failed: the error is reported when the syncer is stopped.
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Ok(false),
+            Some(Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) | None => Ok(false),
         }
     }
 
     /// Waits for the syncs under way.
-    fn stop(self) -> Result<()> {
-        drop(self.positions);
-        self.thread
-            .join()
-            .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "sync.thread", "the sync thread panicked")))
+    fn stop(mut self) -> Result<()> {
+        self.close()
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.positions = None;
+        self.thread.take().map_or(Ok(()), |thread| {
+            thread.join().unwrap_or_else(|_| {
+                Err(Error::new(Kind::Internal, "sync.thread", "the sync thread panicked"))
+            })
+        })
+    }
+}
+
+impl Drop for Syncer {
+    /// A run that failed leaves no thread behind that would write to the journal of the next one.
+    fn drop(&mut self) {
+        let _ = self.close();
     }
 }

@@ -215,8 +215,10 @@ impl ObjectImage {
     }
 
     fn send(&mut self, record: PartRecord, body: Body) -> Result<()> {
-        let Some(uploader) = &self.uploader else { return Ok(()) };
-        let sent = uploader.parts.send((record, body)).is_ok();
+        let Some(parts) = self.uploader.as_ref().and_then(|uploader| uploader.parts.as_ref()) else {
+            return Ok(());
+        };
+        let sent = parts.send((record, body)).is_ok();
         self.collect()?;
         if sent { Ok(()) } else { self.wait() }
     }
@@ -233,17 +235,13 @@ impl ObjectImage {
 
     /// Waits for every part under way.
     fn wait(&mut self) -> Result<()> {
-        let Some(uploader) = self.uploader.take() else { return Ok(()) };
-        drop(uploader.parts);
-        for result in &uploader.results {
+        let Some(mut uploader) = self.uploader.take() else { return Ok(()) };
+        uploader.close()?;
+        for result in uploader.results.try_iter() {
             let record = result?;
             self.done.insert(record.number, record);
         }
-        uploader.threads.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .map_err(|_| Error::new(Kind::Internal, "upload.thread", "an upload thread panicked"))
-        })
+        Ok(())
     }
 }
 
@@ -359,7 +357,7 @@ fn send_part(context: &Context, upload: &Upload, number: u32, body: Body) -> Res
 
 /// A few threads that send parts side by side.
 struct Uploader {
-    parts: SyncSender<(PartRecord, Body)>,
+    parts: Option<SyncSender<(PartRecord, Body)>>,
     results: Receiver<Result<PartRecord>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -389,7 +387,24 @@ impl Uploader {
                     })
             })
             .collect::<Result<_>>()?;
-        Ok(Uploader { parts, results, threads })
+        Ok(Uploader { parts: Some(parts), results, threads })
+    }
+
+    /// Takes no more parts, and returns when those under way have ended.
+    fn close(&mut self) -> Result<()> {
+        self.parts = None;
+        std::mem::take(&mut self.threads).into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .map_err(|_| Error::new(Kind::Internal, "upload.thread", "an upload thread panicked"))
+        })
+    }
+}
+
+impl Drop for Uploader {
+    /// A run that failed leaves no thread behind that would write to the journal of the next one.
+    fn drop(&mut self) {
+        let _ = self.close();
     }
 }
 
