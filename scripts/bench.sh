@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Times haul against qemu-img on the same disk, in turn, in one run, and prints medians and ratios.
-# Usage: scripts/bench.sh [runs]     (default 3; needs root, qemu-img, 20 GiB of room in $HAUL_BENCH_DIR or /var/tmp)
+# Usage: scripts/bench.sh [RUNS [DISK…]]     (default 3 stale live; needs root, qemu-img, and 20 GiB of room in
+# $HAUL_BENCH_DIR or /var/tmp). DISK stale has 38 % deleted data in what it allocates, live has none.
 # haul is the shipped binary with everything on: digests, journal, manifest. The file timed is checked afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-3}
+shift || true
+disks=("$@")
+[ ${#disks[@]} != 0 ] || disks=(stale live)
 dir=${HAUL_BENCH_DIR:-/var/tmp/haul-bench}
 mkdir -p "$dir"
 haul=${HAUL:-$(scripts/build.sh)}
@@ -15,8 +19,8 @@ make_disk() { # OUT STALE_MIB
   local out=$1 stale=$2 mount loop
   mount=$(mktemp -d)
   rm -f "$out.new"; truncate -s 8G "$out.new"
-  printf 'label: gpt\nstart=2048,size=2048,type=21686148-6449-6E6F-744E-656564454649\nstart=4096,type=0FC63DAF-8483-4772-8E79-3D69D8477DE4\n' | sfdisk -q "$out.new"
-  loop=$(losetup -f --show -o $((4096 * 512)) --sizelimit $(((16777216 - 4096 - 40) / 8 * 4096)) "$out.new")
+  printf 'label: gpt\nstart=2048,size=2048,type=21686148-6449-6E6F-744E-656564454649\nstart=4096,size=16771072,type=0FC63DAF-8483-4772-8E79-3D69D8477DE4\n' | sfdisk -q "$out.new"
+  loop=$(losetup -f --show -o $((4096 * 512)) --sizelimit $((16771072 * 512)) "$out.new")
   trap 'umount "$mount" 2>/dev/null || true; losetup -d "$loop" 2>/dev/null || true; rmdir "$mount" 2>/dev/null || true' RETURN
   mkfs.ext4 -q -L root "$loop"
   mount "$loop" "$mount"
@@ -27,7 +31,7 @@ make_disk() { # OUT STALE_MIB
   if [ "$stale" != 0 ]; then
     mkdir "$mount/junk"
     for i in $(seq 1 8); do head -c 100M /dev/urandom > "$mount/junk/r$i"; done
-    (cd /usr && tar cf - lib share 2>/dev/null) | head -c $((stale - 800))M > "$mount/junk/t"
+    (cd /usr && tar cf - lib share 2>/dev/null) | head -c $((stale - 800))M > "$mount/junk/t" || true
     sync -f "$mount"
     rm -rf "$mount/junk"
   fi
@@ -36,8 +40,6 @@ make_disk() { # OUT STALE_MIB
   trap - RETURN
   mv "$out.new" "$out"
 }
-[ -f "$dir/stale.raw" ] || make_disk "$dir/stale.raw" 2050
-[ -f "$dir/live.raw" ] || make_disk "$dir/live.raw" 0
 
 median() { sort -n | awk '{v[NR]=$1} END {print v[int((NR+1)/2)]}'; }
 once() { # LOG COMMAND…: appends "wall cpu resident_kib"
@@ -46,7 +48,8 @@ once() { # LOG COMMAND…: appends "wall cpu resident_kib"
   awk '{print $1, $2+$3, $4}' "$dir/time" >> "$log"
 }
 echo "machine: $(nproc) cpus, $(awk -F: '/model name/ {print $2; exit}' /proc/cpuinfo | xargs), Linux $(uname -r), $(qemu-img --version | head -1)"
-for disk in stale live; do
+for disk in "${disks[@]}"; do
+  if [ ! -f "$dir/$disk.raw" ]; then make_disk "$dir/$disk.raw" "$([ "$disk" = live ] && echo 0 || echo 2050)"; fi
   cat "$dir/$disk.raw" > /dev/null
   echo "disk $disk: $(du -m "$dir/$disk.raw" | cut -f1) MiB allocated, $("$haul" inspect "$dir/$disk.raw" | awk '/a copy holds/ {print $4, $5}') in use"
   printf '%-8s %9s %9s %7s %9s %9s %7s %10s\n' codec qemu_s haul_s faster qemu_MiB haul_MiB size resident
