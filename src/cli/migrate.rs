@@ -15,7 +15,7 @@ use crate::image::{self, Compress, Format, Gate};
 use crate::job::copy::Settings;
 use crate::job::fix;
 use crate::job::migrate::{self, Finished, Migration, Options};
-use crate::monitor::Monitor;
+use crate::monitor::{Level, Monitor};
 use crate::source::OnReadError;
 use crate::unit::bytes::human;
 
@@ -186,6 +186,10 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
     let id = job.record.id.clone();
     let finished = migrate::run(&mut job, stop, &monitor);
     progress.finish();
+    if finished.is_err() {
+        let text = format!("job {id} is kept; `haul jobs clean {id}` drops it and what it has in the store");
+        monitor.note(Level::Info, &text);
+    }
     let finished = finished.map_err(|error| match error.kind() {
         Kind::Interrupted | Kind::Network | Kind::Credentials => {
             error.remedy(format!("go on with: haul migrate --resume {id}"))
