@@ -11,7 +11,7 @@ mod used;
 
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::error::{Error, Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::unit::Extent;
 
@@ -19,6 +19,37 @@ pub use content::{Content, identify};
 pub use ext::ExtInfo;
 pub use swap::SwapInfo;
 pub use used::{Usage, UsedMap, Volume, count_used, used_map};
+
+/// Why a file system's map cannot be used.
+#[derive(Debug)]
+enum Stop {
+    /// It is copied whole, for this reason.
+    Whole(String),
+    /// The disk failed in a way that may pass: the caller must know, or two runs would disagree.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        match error.retry() {
+            Retry::Yes => Stop::Failed(error),
+            Retry::No => Stop::Whole(format!("{}: {}", error.what(), error.why())),
+        }
+    }
+}
+
+impl From<String> for Stop {
+    fn from(reason: String) -> Self {
+        Stop::Whole(reason)
+    }
+}
+
+type Step<T> = std::result::Result<T, Stop>;
+
+/// Stops unless `holds`, for the reason `why`.
+fn require(holds: bool, why: impl FnOnce() -> String) -> Step<()> {
+    if holds { Ok(()) } else { Err(Stop::Whole(why())) }
+}
 
 /// The kind of a partition table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

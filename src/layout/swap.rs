@@ -4,6 +4,8 @@
 use uuid::Uuid;
 
 use super::field::{bytes, has, le32, text};
+use super::used::VolumeMap;
+use super::{Stop, require};
 use crate::unit::Extent;
 
 /// Page sizes whose last ten bytes may be the signature.
@@ -46,18 +48,36 @@ pub(super) fn parse(head: &[u8]) -> Option<SwapInfo> {
     })
 }
 
-/// The bytes of a swap area in a volume of `size` bytes that need no copy, or why all of them do.
-pub(super) fn unused(swap: &SwapInfo, size: u64) -> Result<Extent, String> {
-    let page = u64::from(swap.page_size);
-    let end = (u64::from(swap.last_page) + 1) * page;
-    if swap.hibernated {
-        return Err("a hibernated system sleeps in it".into());
+/// A swap area of which only the header is copied.
+pub(super) struct SwapMap {
+    header: u64,
+    end: u64,
+}
+
+impl SwapMap {
+    /// The map of `swap` in a volume of `size` bytes.
+    pub fn of(swap: &SwapInfo, size: u64) -> Result<Self, Stop> {
+        let page = u64::from(swap.page_size);
+        let end = (u64::from(swap.last_page) + 1) * page;
+        require(!swap.hibernated, || "a hibernated system sleeps in it".into())?;
+        require(swap.version == 1, || format!("swap header version {} is not known", swap.version))?;
+        require(page < end && end <= size, || {
+            format!("its last page {} lies beyond its end", swap.last_page)
+        })?;
+        Ok(SwapMap { header: page, end })
     }
-    if swap.version != 1 {
-        return Err(format!("swap header version {} is not known", swap.version));
+}
+
+impl VolumeMap for SwapMap {
+    fn len(&self) -> u64 {
+        self.end
     }
-    if end > size || end <= page {
-        return Err(format!("its last page {} lies beyond its end", swap.last_page));
+
+    fn used_bytes(&self) -> u64 {
+        self.header
     }
-    Ok(Extent::new(page, end))
+
+    fn next_used(&self, from: u64) -> crate::error::Result<Option<Extent>> {
+        Ok((from < self.header).then(|| Extent::new(from, self.header)))
+    }
 }

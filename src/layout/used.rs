@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::ext::{ExtMap, Stop};
-use super::{Content, Finding, Table, identify, read_table, swap};
+use super::ext::ExtMap;
+use super::{Content, Finding, Stop, Table, identify, read_table, swap};
 use crate::error::{Kind, Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::unit::{Extent, Extents};
@@ -40,11 +40,22 @@ pub struct Volume {
     pub usage: Usage,
 }
 
-/// Where the unused bytes of a volume are.
-enum Map {
-    Ext(Box<ExtMap<Window<Arc<dyn ReadAt>>>>),
-    /// One run is unused, relative to the volume.
-    Unused(Extent),
+/// What a file system says of the volume it lies on; everything doubtful counts as used. Offsets are relative to the
+/// volume.
+pub(super) trait VolumeMap: Send + Sync {
+    /// Bytes from the volume's start that the map speaks of; what lies beyond is used.
+    fn len(&self) -> u64;
+
+    /// Bytes in use below [`VolumeMap::len`] by a summary, found without reading the whole map.
+    fn used_bytes(&self) -> u64;
+
+    /// The first run of used bytes at or after `from`, which is below [`VolumeMap::len`]; `None` beyond the last.
+    fn next_used(&self, from: u64) -> Result<Option<Extent>>;
+
+    /// What was copied whole because it contradicts itself, as far as the map was read.
+    fn findings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The bytes of a disk that are in use, as a lazy set in whole-disk coordinates.
@@ -54,7 +65,7 @@ pub struct UsedMap {
     findings: Vec<Finding>,
     volumes: Vec<Volume>,
     /// Volumes that are not copied whole: in order, without overlaps.
-    maps: Vec<(Extent, Map)>,
+    maps: Vec<(Extent, Box<dyn VolumeMap>)>,
 }
 
 /// Builds the used map of a whole disk. A partition table or file system it cannot be sure about makes its part
@@ -123,7 +134,8 @@ impl UsedMap {
             Err(error) => (Content::Unknown, Err(format!("{}: {}", error.what(), error.why()))),
         };
         let usage = match map {
-            Ok((map, used_bytes)) => {
+            Ok(map) => {
+                let used_bytes = extent.len() - map.len() + map.used_bytes();
                 self.maps.push((extent, map));
                 Usage::Mapped { used_bytes }
             }
@@ -148,17 +160,9 @@ impl UsedMap {
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings = self.findings.clone();
         for (extent, map) in &self.maps {
-            let Map::Ext(ext) = map else { continue };
-            let doubts = ext.doubts();
-            let Some(first) = doubts.first() else { continue };
             let volume = self.volumes.iter().find(|volume| volume.extent == *extent);
-            findings.push(Finding {
-                partition: volume.and_then(|volume| volume.partition),
-                what: format!(
-                    "{} block groups contradict their descriptors, the first is group {first}: they are copied whole",
-                    doubts.len()
-                ),
-            });
+            let partition = volume.and_then(|volume| volume.partition);
+            findings.extend(map.findings().into_iter().map(|what| Finding { partition, what }));
         }
         findings
     }
@@ -174,41 +178,32 @@ impl UsedMap {
     }
 }
 
-/// The map of a volume and its used bytes, or why it is copied whole.
+/// The map of a volume, or why it is copied whole.
 fn map_of(
     content: &Content,
     volume: Window<Arc<dyn ReadAt>>,
     budget: &mut u64,
-) -> Result<std::result::Result<(Map, u64), String>> {
-    let size = volume.size();
-    Ok(match content {
-        Content::Ext(_) => match ExtMap::open(volume, *budget) {
-            Ok(ext) => {
-                *budget -= ext.groups();
-                let used = size - ext.len() + ext.used_bytes();
-                Ok((Map::Ext(Box::new(ext)), used))
-            }
-            Err(Stop::Whole(reason)) => Err(reason),
-            Err(Stop::Failed(error)) => return Err(error),
-        },
-        Content::Swap(info) => {
-            swap::unused(info, size).map(|unused| (Map::Unused(unused), size - unused.len()))
-        }
-        other => Err(format!("no used map is known for it ({})", other.name())),
-    })
+) -> Result<std::result::Result<Box<dyn VolumeMap>, String>> {
+    let map: std::result::Result<Box<dyn VolumeMap>, Stop> = match content {
+        Content::Ext(_) => ExtMap::open(volume, *budget).map(|ext| {
+            *budget -= ext.groups();
+            Box::new(ext) as _
+        }),
+        Content::Swap(info) => swap::SwapMap::of(info, volume.size()).map(|map| Box::new(map) as _),
+        other => Err(format!("no used map is known for it ({})", other.name()).into()),
+    };
+    match map {
+        Ok(map) => Ok(Ok(map)),
+        Err(Stop::Whole(reason)) => Ok(Err(reason)),
+        Err(Stop::Failed(error)) => Err(error),
+    }
 }
 
-impl Map {
-    /// The first run of used bytes at or after `from`, relative to a volume of `size` bytes.
-    fn next_used(&self, from: u64, size: u64) -> Result<Option<Extent>> {
-        let rest = |start: u64| Some(Extent::new(start, size)).filter(|run| !run.is_empty());
-        Ok(match self {
-            Map::Unused(unused) if from < unused.start => Some(Extent::new(from, unused.start)),
-            Map::Unused(unused) => rest(from.max(unused.end)),
-            Map::Ext(ext) if from < ext.len() => ext.next_used(from)?.or_else(|| rest(ext.len())),
-            Map::Ext(_) => rest(from),
-        })
-    }
+/// The first run of used bytes of a volume of `size` bytes at or after `from`.
+fn next_used(map: &dyn VolumeMap, from: u64, size: u64) -> Result<Option<Extent>> {
+    let known = if from < map.len() { map.next_used(from)? } else { None };
+    let beyond = Extent::new(from.max(map.len()), size);
+    Ok(known.or(Some(beyond).filter(|run| !run.is_empty())))
 }
 
 impl Extents for UsedMap {
@@ -222,7 +217,7 @@ impl Extents for UsedMap {
             if from < extent.start {
                 return Ok(Some(Extent::new(from, extent.start)));
             }
-            if let Some(run) = map.next_used(from - extent.start, extent.len())? {
+            if let Some(run) = next_used(&**map, from - extent.start, extent.len())? {
                 return Ok(Some(run.shifted(extent.start)));
             }
             from = extent.end;

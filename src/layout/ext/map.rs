@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::groups::{Fs, Group, Metadata, Overlay};
 use super::superblock::feature;
-use super::{Step, Stop, Superblock, journal, require};
+use super::{Superblock, journal};
 use crate::error::{Result, Retry};
 use crate::io::{ReadAt, read_vec};
+use crate::layout::used::VolumeMap;
+use crate::layout::{Step, Stop, require};
 use crate::unit::{Extent, to_usize};
 
 /// Bytes of bitmaps in a batch, about.
@@ -90,45 +92,9 @@ impl<D: ReadAt> ExtMap<D> {
         self.on_disk.len() as u64
     }
 
-    /// Bytes in use by the group descriptors' own count (those after the replay), without reading a bitmap.
-    pub fn used_bytes(&self) -> u64 {
-        let sb = &self.fs.sb;
-        let counts = (0..self.on_disk.len()).map(|i| u64::from(self.group(i).free));
-        sb.blocks.saturating_sub(counts.sum()) * sb.block_size
-    }
-
-    /// Length of the file system in bytes.
-    pub fn len(&self) -> u64 {
-        self.fs.sb.blocks * self.fs.sb.block_size
-    }
-
-    /// The groups found doubtful so far, which are copied whole.
-    pub fn doubts(&self) -> Vec<u64> {
-        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
-    }
-
     /// Group `i` after the replay.
     fn group(&self, i: usize) -> Group {
         self.replayed.get(&i).copied().unwrap_or(self.on_disk[i])
-    }
-
-    /// The first run of used bytes at or after `from`, both relative to the file system; `None` beyond the last.
-    pub fn next_used(&self, from: u64) -> Result<Option<Extent>> {
-        let sb = &self.fs.sb;
-        let size = sb.block_size;
-        // The boot block before a file system of 1 KiB blocks is in no bitmap.
-        let mut block = from / size;
-        if block < sb.first_block {
-            return Ok(Some(Extent::new(from, sb.first_block * size)));
-        }
-        while block < sb.blocks {
-            let batch = self.batch((block - sb.first_block) / (sb.group_blocks * self.batch_groups))?;
-            if let Some(run) = batch.next_run(block) {
-                return Ok(Some(Extent::new(from.max(run.start * size), run.end * size)));
-            }
-            block = batch.end;
-        }
-        Ok(None)
     }
 
     fn batch(&self, number: u64) -> Result<Arc<Batch>> {
@@ -250,6 +216,47 @@ fn free_in(bits: &[u8], len: u64) -> u64 {
     let used: u64 = bits[..whole].iter().map(|byte| u64::from(byte.count_ones())).sum();
     let rest = (whole as u64 * 8..len).filter(|place| is_set(bits, *place)).count() as u64;
     len - used - rest
+}
+
+impl<D: ReadAt> VolumeMap for ExtMap<D> {
+    fn used_bytes(&self) -> u64 {
+        let sb = &self.fs.sb;
+        let counts = (0..self.on_disk.len()).map(|i| u64::from(self.group(i).free));
+        sb.blocks.saturating_sub(counts.sum()) * sb.block_size
+    }
+
+    fn len(&self) -> u64 {
+        self.fs.sb.blocks * self.fs.sb.block_size
+    }
+
+    fn next_used(&self, from: u64) -> Result<Option<Extent>> {
+        let sb = &self.fs.sb;
+        let size = sb.block_size;
+        // The boot block before a file system of 1 KiB blocks is in no bitmap.
+        let mut block = from / size;
+        if block < sb.first_block {
+            return Ok(Some(Extent::new(from, sb.first_block * size)));
+        }
+        while block < sb.blocks {
+            let batch = self.batch((block - sb.first_block) / (sb.group_blocks * self.batch_groups))?;
+            if let Some(run) = batch.next_run(block) {
+                return Ok(Some(Extent::new(from.max(run.start * size), run.end * size)));
+            }
+            block = batch.end;
+        }
+        Ok(None)
+    }
+
+    fn findings(&self) -> Vec<String> {
+        let doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = doubts.first().map(|first| {
+            format!(
+                "{} block groups contradict their descriptors, the first is group {first}: they are copied whole",
+                doubts.len()
+            )
+        });
+        first.into_iter().collect()
+    }
 }
 
 impl Batch {

@@ -8,7 +8,7 @@ mod superblock;
 
 use uuid::Uuid;
 
-use crate::error::{Error, Retry};
+use super::{Step, require};
 
 pub(super) use map::ExtMap;
 pub(super) use superblock::Superblock;
@@ -30,35 +30,4 @@ pub struct ExtInfo {
     pub needs_recovery: bool,
     /// The compatible, incompatible and read-only compatible feature words.
     pub features: [u32; 3],
-}
-
-/// Why a file system's map cannot be used.
-#[derive(Debug)]
-pub(super) enum Stop {
-    /// It is copied whole, for this reason.
-    Whole(String),
-    /// The disk failed in a way that may pass: the caller must know, or two runs would disagree.
-    Failed(Error),
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        match error.retry() {
-            Retry::Yes => Stop::Failed(error),
-            Retry::No => Stop::Whole(format!("{}: {}", error.what(), error.why())),
-        }
-    }
-}
-
-impl From<String> for Stop {
-    fn from(reason: String) -> Self {
-        Stop::Whole(reason)
-    }
-}
-
-type Step<T> = std::result::Result<T, Stop>;
-
-/// Stops unless `holds`, for the reason `why`.
-fn require(holds: bool, why: impl FnOnce() -> String) -> Step<()> {
-    if holds { Ok(()) } else { Err(Stop::Whole(why())) }
 }
