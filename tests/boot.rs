@@ -277,6 +277,29 @@ fn a_qemu_that_ends_early_is_an_error_with_its_own_words() {
 }
 
 #[test]
+fn a_qemu_that_fails_under_kvm_is_started_again_under_tcg() {
+    let refuses = "case \"$*\" in *'-accel kvm'*) echo 'failed to set MSR' >&2; exit 1;; esac";
+    // As QEMU fails: before it takes commands, and after.
+    for (early, late) in [(refuses, ""), ("", refuses)] {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image.raw");
+        std::fs::write(&image, [0; 512]).unwrap();
+        let qemu = fake_qemu(dir.path(), "", &format!("{late}\nprintf 'host login: '"));
+        let script = std::fs::read_to_string(&qemu).unwrap();
+        std::fs::write(&qemu, script.replacen('\n', &format!("\n{early}\n"), 1)).unwrap();
+        let programs = Programs::default().replace(&QEMU, qemu);
+        let log = dir.path().join("console.log");
+        let (machine, timeout) = (Machine::new(&image, Format::Raw), Duration::from_secs(60));
+        let tally = Tally::default();
+        let outcome = boot::run(&programs, &machine, Expect::UserSpace, timeout, &log, &tally).unwrap();
+        assert_eq!((outcome.verdict.state, outcome.accelerator), (State::Up, Accelerator::Tcg));
+        let tried = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+        let told = tally.notes().iter().any(|(_, text)| text.contains("failed to set MSR"));
+        assert_eq!(told, tried, "{:?}", tally.notes());
+    }
+}
+
+#[test]
 fn a_guest_that_restarts_again_and_again_is_a_loop_and_one_restart_is_not() {
     let reset = "say '{\"event\": \"RESET\", \"data\": {\"guest\": true}}';";
     let (outcome, _dir) = fake_boot("", &reset.repeat(4), Duration::from_secs(60));

@@ -81,7 +81,7 @@ pub fn run(
 ) -> Result<Outcome> {
     monitor.begin("boot", None);
     let started = Instant::now();
-    let mut vm = Vm::start(programs, machine, expect, console)?;
+    let mut vm = Vm::start(programs, machine, expect, console, monitor)?;
     let verdict = vm.watch(started + timeout, monitor)?;
     let elapsed = started.elapsed();
     let verdict = verdict.unwrap_or_else(|| Verdict {

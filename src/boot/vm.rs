@@ -71,15 +71,23 @@ impl<'a> Vm<'a> {
         machine: &'a Machine,
         expect: Expect,
         console: &Path,
+        monitor: &dyn Monitor,
     ) -> Result<Self> {
-        let accelerator = match machine.accelerator {
+        let mut accelerator = match machine.accelerator {
             Accelerator::Auto if kvm_is_usable() => Accelerator::Kvm,
             Accelerator::Auto => Accelerator::Tcg,
             chosen => chosen,
         };
         let log = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(console);
         let log = log.map_err(|error| log_failed(console, error))?;
-        let qemu = Qemu::launch(programs, machine, accelerator)?;
+        let qemu = match Qemu::launch(programs, machine, accelerator) {
+            Err(error) if machine.accelerator == Accelerator::Auto && accelerator == Accelerator::Kvm => {
+                note_fall_back(monitor, &format!("QEMU does not start under KVM ({})", error.why()));
+                accelerator = Accelerator::Tcg;
+                Qemu::launch(programs, machine, accelerator)?
+            }
+            launched => launched?,
+        };
         let now = Instant::now();
         Ok(Vm {
             programs,
@@ -107,7 +115,7 @@ impl<'a> Vm<'a> {
 
     /// Watches the guest until its boot is decided; `None` when that takes longer than `until`. May be called again:
     /// the guest runs on, but only while it is watched is its console read.
-    /// Under [`Accelerator::Auto`] a guest that hangs in KVM is started again in TCG.
+    /// Under [`Accelerator::Auto`] a guest that hangs in KVM, or whose QEMU ends there, is started again in TCG.
     pub fn watch(&mut self, until: Instant, monitor: &dyn Monitor) -> Result<Option<Verdict>> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -126,20 +134,27 @@ impl<'a> Vm<'a> {
             if verdict.is_some() {
                 return Ok(verdict);
             }
-            match self.qemu.control.events() {
+            let may_fall_back =
+                self.machine.accelerator == Accelerator::Auto && self.accelerator == Accelerator::Kvm;
+            let lost = match self.qemu.control.events() {
                 Ok(events) => {
                     if let Some(verdict) = self.weigh(&events, monitor) {
                         return Ok(Some(verdict));
                     }
+                    None
                 }
-                Err(error) if open => return Err(error),
-                Err(_) => {}
+                Err(error) => Some(error),
+            };
+            if (!open || lost.is_some()) && may_fall_back {
+                let why = self.qemu.ended().why().to_owned();
+                self.fall_back(&format!("QEMU ended under KVM ({why})"), monitor)?;
+                continue;
             }
-            if !open {
-                return Err(self.qemu.ended());
-            }
-            if self.machine.accelerator == Accelerator::Auto && self.accelerator == Accelerator::Kvm {
-                self.fall_back_if_stalled(monitor)?;
+            match lost {
+                Some(error) if open => return Err(error),
+                _ if !open => return Err(self.qemu.ended()),
+                _ if may_fall_back => self.fall_back_if_stalled(monitor)?,
+                _ => {}
             }
         }
     }
@@ -228,13 +243,12 @@ impl<'a> Vm<'a> {
         if self.progress.at.elapsed() < STALL {
             return Ok(());
         }
-        monitor.note(
-            Level::Info,
-            &format!(
-                "the guest made no progress for {} s under KVM: it is started again under TCG",
-                STALL.as_secs()
-            ),
-        );
+        self.fall_back(&format!("the guest made no progress for {} s under KVM", STALL.as_secs()), monitor)
+    }
+
+    /// Starts the guest again, from its beginning, under TCG.
+    fn fall_back(&mut self, why: &str, monitor: &dyn Monitor) -> Result<()> {
+        note_fall_back(monitor, why);
         self.qemu.child.kill();
         self.accelerator = Accelerator::Tcg;
         self.qemu = Qemu::launch(self.programs, self.machine, self.accelerator)?;
@@ -298,6 +312,10 @@ fn log_failed(path: &Path, error: std::io::Error) -> Error {
     Error::new(Kind::Destination, "boot.log", format!("cannot write {}", path.display()))
         .fact("path", path.display())
         .caused_by(error)
+}
+
+fn note_fall_back(monitor: &dyn Monitor, why: &str) {
+    monitor.note(Level::Info, &format!("{why}: it is started again under TCG"));
 }
 
 fn kvm_is_usable() -> bool {

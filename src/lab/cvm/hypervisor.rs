@@ -88,7 +88,7 @@ impl Hypervisor for Qemu {
 
     fn run(&self, machine: &Machine, started: &dyn Fn(), stop: &AtomicBool) -> Result<()> {
         let guest = self.machine(machine)?;
-        let mut vm = Vm::start(&self.programs, &guest, Expect::UserSpace, &machine.console)?;
+        let mut vm = Vm::start(&self.programs, &guest, Expect::UserSpace, &machine.console, &Log)?;
         started();
         while !stop.load(Ordering::SeqCst) {
             let verdict = vm.watch(Instant::now() + STOP_CHECK, &Log)?;
