@@ -218,7 +218,7 @@ fn an_unreadable_sector_at_the_head_of_a_partition_fails() {
     let file = DiskFile::open(&disk.image).unwrap();
     // Beyond what the file system's readers look at, within what is sampled.
     let faulty = FaultyDisk::new(file, vec![Extent::at(MIB + 60 * 1024, 512)]);
-    let target = Target { path: disk.image.clone(), disk: Ok(Arc::new(faulty)) };
+    let target = Target { location: disk.image.clone().into(), disk: Ok(Arc::new(faulty)) };
     let report = preflight::run(&[target], &Options::default()).unwrap();
     assert_fails(&report, "source.readable", "cannot read");
 }

@@ -17,8 +17,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use haul::config::Cloud;
 use haul::image::{self, Compress, Format, Gate};
 use haul::job::copy::{Copied, Copy, Settings, Target};
+use haul::job::open::Opener;
 use haul::job::source::{Options, Source};
 use haul::job::upload::upload;
 use haul::lab::s3::{Config, Handle, Server};
@@ -50,7 +52,9 @@ fn lab(folder: &Path) -> (Handle, Arc<dyn ObjectStore>) {
 
 fn open(disk: &Path) -> Source {
     let options = Options { format: None, gate: &Gate::closed(), all_blocks: true, inconsistent: false };
-    Source::open(disk, &options, &Tally::default()).unwrap()
+    let monitor: Arc<dyn Monitor> = Arc::new(Tally::default());
+    let opener = Opener::new(&Cloud::default(), &Arc::default(), &monitor);
+    Source::open(opener.open(&disk.to_owned().into()).unwrap(), &options, &*monitor).unwrap()
 }
 
 fn copy<'a>(source: &'a Source, store: Arc<dyn ObjectStore>, folder: &Path, format: Format) -> Copy<'a> {

@@ -1,13 +1,15 @@
 //! `haul compare`: where two disks or images differ.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::json;
 
+use super::input::Input;
 use super::output::Output;
+use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
-use crate::image::{self, Format, Gate, Image, compare};
+use crate::image::{Format, compare};
 use crate::layout;
 use crate::monitor::Monitor;
 use crate::unit::Extents;
@@ -20,14 +22,15 @@ use crate::unit::Extents;
 
 Exit code 10 when they differ. A longer disk equals a shorter one when its tail is zero.")]
 pub struct Arguments {
-    /// A disk or an image
-    a: PathBuf,
-    /// A disk or an image
-    b: PathBuf,
-    /// Format of A (default: probed; a device is raw)
-    #[arg(short = 'f', value_name = "FORMAT")]
-    a_format: Option<Format>,
-    /// Format of B
+    /// A disk, an image, or an object as cos://BUCKET/KEY
+    #[arg(value_parser = location_parser())]
+    a: Location,
+    /// A disk, an image, or an object
+    #[arg(value_parser = location_parser())]
+    b: Location,
+    #[command(flatten)]
+    input: Input,
+    /// Format of B (-f is that of A)
     #[arg(short = 'F', value_name = "FORMAT")]
     b_format: Option<Format>,
     /// Leave out blocks that no file system of A uses
@@ -42,11 +45,13 @@ pub struct Arguments {
 const NAMED: usize = 8;
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let open = |path: &Path, format| -> Result<Image> { image::open(path, format, &Gate::closed()) };
-    let (a, b) = (open(&arguments.a, arguments.a_format)?, open(&arguments.b, arguments.b_format)?);
+pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
+    let progress = Arc::new(output.progress());
+    let monitor: Arc<dyn Monitor> = progress.clone();
+    let input = &arguments.input;
+    let a = input.image(&arguments.a, stop, &monitor)?;
+    let b = input.open(&arguments.b, stop, &monitor)?.image(arguments.b_format, &input.references.gate())?;
     let used = if arguments.used { Some(layout::used_map(a.disk.clone())?) } else { None };
-    let progress = output.progress();
     progress.begin("compare", Some(a.disk.size().max(b.disk.size())));
     let done = AtomicU64::new(0);
     let advance = |bytes| progress.advance(done.fetch_add(bytes, Ordering::Relaxed) + bytes);
@@ -66,13 +71,10 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     let named: Vec<_> = compared.differing.iter().take(NAMED).map(|run| format!("{run:?}")).collect();
     let more = if compared.more || extents.len() > NAMED { ", …" } else { "" };
-    let mut error = Error::new(
-        Kind::Mismatch,
-        "compare.differ",
-        format!("{} and {} differ", arguments.a.display(), arguments.b.display()),
-    )
-    .because(format!("bytes {}{more}", named.join(", ")))
-    .remedy("look at the extents named, or leave out free space with --used");
+    let mut error =
+        Error::new(Kind::Mismatch, "compare.differ", format!("{} and {} differ", arguments.a, arguments.b))
+            .because(format!("bytes {}{more}", named.join(", ")))
+            .remedy("look at the extents named, or leave out free space with --used");
     for (start, end) in extents {
         error = error.fact("extent", format!("{start}..{end}"));
     }

@@ -1,16 +1,19 @@
 //! `haul convert`: a disk or image into an image file.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
 
+use super::input::Input;
 use super::output::Output;
+use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
 use crate::guest;
-use crate::image::{Compress, Format, Gate};
+use crate::image::{Compress, Format};
 use crate::job::convert::{self, Convert};
 use crate::job::copy::Settings;
 use crate::monitor::{Counter, Monitor};
@@ -28,13 +31,14 @@ use crate::unit::bytes::human;
 Blocks that no file system uses are left out and read as zeroes in the copy; --all-blocks copies
 them too. Beside DST a DST.manifest is written: `haul verify DST.manifest DST` proves the copy.")]
 pub struct Arguments {
-    /// A disk such as /dev/sdb, or an image file
-    src: PathBuf,
-    /// The image file to write
-    dst: PathBuf,
-    /// Format of SRC (default: probed; a device is raw)
-    #[arg(short = 'f', value_name = "FORMAT")]
-    from: Option<Format>,
+    /// A disk such as /dev/sdb, an image file, or an object as cos://BUCKET/KEY
+    #[arg(value_parser = location_parser())]
+    src: Location,
+    /// The image to write: a file or an object
+    #[arg(value_parser = location_parser())]
+    dst: Location,
+    #[command(flatten)]
+    input: Input,
     /// Format of DST (default: by its extension, else raw)
     #[arg(short = 'O', value_name = "FORMAT")]
     to: Option<Format>,
@@ -44,12 +48,6 @@ pub struct Arguments {
     /// Copy blocks that no file system uses, too
     #[arg(long)]
     all_blocks: bool,
-    /// The backing file that a qcow2 SRC may read
-    #[arg(long, value_name = "FILE")]
-    backing: Vec<PathBuf>,
-    /// The external data file that a qcow2 SRC may read
-    #[arg(long, value_name = "FILE")]
-    data_file: Vec<PathBuf>,
     /// Fix the copy so that it boots on virtio hardware (see `haul plan`); needs root and FUSE
     #[arg(long)]
     fix: bool,
@@ -88,7 +86,7 @@ enum Action {
 
 impl Arguments {
     fn job(&self) -> Result<Convert> {
-        let format = self.to.unwrap_or_else(|| format_by_extension(&self.dst));
+        let format = self.to.unwrap_or_else(|| format_by_extension(self.dst.file_name()));
         let compress = match self.compress {
             Method::None => Compress::None,
             Method::Zlib => Compress::Zlib,
@@ -98,13 +96,12 @@ impl Arguments {
             return Err(Error::new(Kind::Usage, "convert.compress", "a raw image cannot be compressed")
                 .remedy("leave --compress out, or write a qcow2 image with -O qcow2"));
         }
-        let gate = self.backing.iter().fold(Gate::closed(), Gate::backing);
-        let gate = self.data_file.iter().fold(gate, Gate::data_file);
         Ok(Convert {
             source: self.src.clone(),
             destination: self.dst.clone(),
-            source_format: self.from,
-            gate,
+            cloud: self.input.cloud.clone(),
+            source_format: self.input.format,
+            gate: self.input.references.gate(),
             settings: Settings {
                 format,
                 compress,
@@ -123,22 +120,22 @@ impl Arguments {
     }
 }
 
-fn format_by_extension(path: &Path) -> Format {
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+fn format_by_extension(name: &OsStr) -> Format {
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     extension.parse().unwrap_or(Format::Raw)
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<()> {
+pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     let job = arguments.job()?;
     let progress = Arc::new(output.progress());
+    let monitor: Arc<dyn Monitor> = progress.clone();
     if arguments.dry_run {
-        let plan = convert::dry_run(&job, &*progress)?;
+        let plan = convert::dry_run(&job, stop, &monitor)?;
         progress.finish();
         output.result(&plan, &plan.to_string());
         return Ok(());
     }
-    let monitor: Arc<dyn Monitor> = progress.clone();
     let converted = convert::convert(&job, stop, &monitor);
     progress.finish();
     let report = converted?;
@@ -147,7 +144,7 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &AtomicBool) -> Result<
     let _ = writeln!(
         text,
         "{}: {} {} image of a {} disk",
-        report.destination.display(),
+        report.destination,
         human(report.image_bytes),
         job.settings.format,
         human(report.size)

@@ -1,18 +1,20 @@
 //! `haul inspect`: what a disk or image is and holds.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
+use super::input::Input;
 use super::output::Output;
+use crate::config::{Location, location_parser};
 use crate::error::Result;
 use crate::guest::disk::BootMode;
 use crate::guest::inspect::Kernel;
 use crate::guest::{self, Guest};
-use crate::image::{self, Format, Gate, Info};
-use crate::io::{DiskFile, ReadAt};
+use crate::image::Info;
+use crate::io::ReadAt;
 use crate::layout::{self, Content, PartitionType, TableKind, Usage, UsedMap};
 use crate::unit::bytes::human;
 
@@ -20,16 +22,14 @@ use crate::unit::bytes::human;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   haul inspect /dev/sda
-  haul inspect --json server.qcow2")]
+  haul inspect --json server.qcow2
+  haul inspect --region ap-guangzhou cos://images-1250000000/server.qcow2")]
 pub struct Arguments {
-    /// A disk or an image
-    disk: PathBuf,
-    /// Its format (default: probed; a device is raw)
-    #[arg(short, value_name = "FORMAT")]
-    format: Option<Format>,
-    /// A backing file that a qcow2 image may read
-    #[arg(long, value_name = "FILE")]
-    backing: Vec<PathBuf>,
+    /// A disk, an image, or an object as cos://BUCKET/KEY
+    #[arg(value_parser = location_parser())]
+    disk: Location,
+    #[command(flatten)]
+    input: Input,
 }
 
 #[derive(Serialize)]
@@ -61,11 +61,10 @@ struct Volume {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let file = DiskFile::open(&arguments.disk)?;
-    let format = arguments.format.or(file.is_device().then_some(Format::Raw));
-    let info = image::inspect(&file, format)?;
-    let gate = arguments.backing.iter().fold(Gate::closed(), Gate::backing);
+pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
+    let input = &arguments.input;
+    let opened = input.open(&arguments.disk, stop, &output.notes())?;
+    let info = opened.inspect(input.format)?;
     let mut document = Document {
         image: info,
         table: None,
@@ -74,12 +73,13 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         used_bytes: None,
         findings: Vec::new(),
     };
-    match image::open(&arguments.disk, format, &gate).and_then(|image| look(image.disk, &mut document)) {
+    let image = opened.image(input.format, &input.references.gate());
+    match image.and_then(|image| look(image.disk, &mut document)) {
         Ok(()) => {}
         // The image's own facts are worth printing even when its disk cannot be read.
         Err(error) => document.findings.push(error.to_string()),
     }
-    output.result(&document, &text(&arguments.disk.display().to_string(), &document));
+    output.result(&document, &text(&arguments.disk.to_string(), &document));
     Ok(())
 }
 

@@ -52,8 +52,7 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
                 .collect();
             let mut text = String::new();
             for job in &jobs {
-                let _ =
-                    writeln!(text, "{:<32} {:<9} {}", job.id, word(&job.state), job.options.source.display());
+                let _ = writeln!(text, "{:<32} {:<9} {}", job.id, word(&job.state), job.options.source);
             }
             output.result(&jobs, if jobs.is_empty() { "no jobs" } else { &text });
             Ok(())
@@ -87,7 +86,7 @@ fn describe(job: &Record<Options, Results>) -> String {
     let results = &job.results;
     let mut text = String::new();
     let _ = writeln!(text, "job    {}, begun {}, {}", job.id, job.created, word(&job.state));
-    let _ = writeln!(text, "source {}", job.options.source.display());
+    let _ = writeln!(text, "source {}", job.options.source);
     if !results.guest.is_empty() {
         let _ = writeln!(text, "guest  {}, declared as {}, {}", results.guest, results.os, results.boot);
     }

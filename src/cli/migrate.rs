@@ -1,20 +1,22 @@
 //! `haul migrate`: the whole job.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
 
 use super::output::Output;
-use crate::config::{Cloud, State};
+use crate::config::{Cloud, Location, State, location_parser};
 use crate::error::{Error, Kind, Result};
 use crate::guest;
-use crate::image::{self, Compress, Format, Gate};
+use crate::image::{Compress, Format, Gate};
 use crate::job::copy::Settings;
 use crate::job::fix;
 use crate::job::migrate::{self, Finished, Migration, Options};
+use crate::job::open::Opener;
 use crate::monitor::{Level, Monitor};
 use crate::source::OnReadError;
 use crate::unit::bytes::human;
@@ -29,9 +31,9 @@ use crate::unit::bytes::human;
 Keys come from TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY, or tccli's files.
 The source is never written: fix-ups are made in the copy, and listed in the report.")]
 pub struct Arguments {
-    /// A disk such as /dev/sdb, or an image file
-    #[arg(required_unless_present = "resume")]
-    src: Option<PathBuf>,
+    /// A disk such as /dev/sdb, an image file, or an object as cos://BUCKET/KEY
+    #[arg(required_unless_present = "resume", value_parser = location_parser())]
+    src: Option<Location>,
     /// What to make
     #[arg(long, value_enum, default_value = "image")]
     to: To,
@@ -173,14 +175,15 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
     let monitor: Arc<dyn Monitor> = progress.clone();
     let folder = arguments.state.folder()?;
     if arguments.dry_run {
-        return dry_run(arguments, output, &*monitor);
+        return dry_run(arguments, output, stop, &monitor);
     }
     let mut job = match &arguments.resume {
         Some(id) => Migration::open(&folder, id)?,
         None => {
             let options = arguments.options()?;
-            let name = options.source.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-            Migration::begin(&folder, &name.unwrap_or_else(|| "disk".into()), options)?
+            let stem = Path::new(options.source.file_name()).file_stem().map(OsStr::to_string_lossy);
+            let name = stem.map_or_else(|| "disk".to_owned(), |stem| stem.into_owned());
+            Migration::begin(&folder, &name, options)?
         }
     };
     let id = job.record.id.clone();
@@ -200,11 +203,17 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
     Ok(())
 }
 
-fn dry_run(arguments: &Arguments, output: &Output, monitor: &dyn Monitor) -> Result<()> {
+fn dry_run(
+    arguments: &Arguments,
+    output: &Output,
+    stop: &Arc<AtomicBool>,
+    monitor: &Arc<dyn Monitor>,
+) -> Result<()> {
     let options = arguments.options()?;
-    let image = image::open(&options.source, options.source_format, &Gate::closed())?;
+    let opener = Opener::new(&options.cloud, stop, monitor);
+    let image = opener.image(&options.source, options.source_format, &Gate::closed())?;
     let guest = guest::inspect(image.disk)?;
-    let plan = fix::plan(&guest, &arguments.fixes(), monitor)?;
+    let plan = fix::plan(&guest, &arguments.fixes(), &**monitor)?;
     let text = format!("{} on {} would be migrated; changes to the copy:\n{plan}", guest.os.name, guest.arch);
     output.result(&plan, &text);
     Ok(())

@@ -6,6 +6,7 @@ mod compare;
 mod convert;
 #[cfg(feature = "net")]
 mod import;
+mod input;
 mod inspect;
 #[cfg(feature = "net")]
 mod jobs;
@@ -109,12 +110,12 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     match command {
-        Command::Inspect(arguments) => inspect::run(arguments, output),
+        Command::Inspect(arguments) => inspect::run(arguments, output, stop),
         Command::Convert(arguments) => convert::run(arguments, output, stop),
-        Command::Compare(arguments) => compare::run(arguments, output),
+        Command::Compare(arguments) => compare::run(arguments, output, stop),
         Command::Verify(arguments) => verify::run(arguments, output, stop),
         Command::Check(arguments) => check::run(arguments, output),
-        Command::Plan(arguments) => plan::run(arguments, output),
+        Command::Plan(arguments) => plan::run(arguments, output, stop),
         Command::Boot(arguments) => boot::run(arguments, output),
         #[cfg(feature = "net")]
         Command::Migrate(arguments) => migrate::run(arguments, output, stop),
@@ -144,7 +145,7 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
 
 fn start_log(verbose: u8) {
     let level = match verbose {
-        0 => return,
+        0 => tracing::Level::WARN,
         1 => tracing::Level::INFO,
         _ => tracing::Level::DEBUG,
     };

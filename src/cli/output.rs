@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::progress::Progress;
 use crate::error::{Error, Kind};
+use crate::monitor::Monitor;
 
 /// Where a command's results go.
 pub struct Output {
@@ -31,6 +32,11 @@ impl Output {
     pub fn progress(&self) -> Progress {
         self.events.set(self.json);
         Progress::new(self.json, self.quiet, self.warned.clone())
+    }
+
+    /// A monitor for work too short to show progress of: only its notes are seen.
+    pub fn notes(&self) -> Arc<dyn Monitor> {
+        Arc::new(Progress::new(false, true, self.warned.clone()))
     }
 
     /// Whether a warning was noted.

@@ -1,13 +1,15 @@
 //! `haul plan`: what haul would change in the copy of a server, as a diff.
 
-use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
+use super::input::Input;
 use super::output::Output;
+use crate::config::{Location, location_parser};
 use crate::error::{Kind, Result};
 use crate::guest::{self, Options, Plan, Severity};
-use crate::image::{self, Format, Gate};
 
 /// Show what haul would change in the copy of a disk, as a unified diff with the reasons
 #[derive(clap::Args)]
@@ -17,14 +19,11 @@ use crate::image::{self, Format, Gate};
 
 Nothing is changed. Exit code 3 when something that haul cannot mend keeps it from booting.")]
 pub struct Arguments {
-    /// A disk or an image
-    disk: PathBuf,
-    /// Its format (default: probed; a device is raw)
-    #[arg(short, value_name = "FORMAT")]
-    format: Option<Format>,
-    /// A backing file that a qcow2 image may read
-    #[arg(long, value_name = "FILE")]
-    backing: Vec<PathBuf>,
+    /// A disk, an image, or an object as cos://BUCKET/KEY
+    #[arg(value_parser = location_parser())]
+    disk: Location,
+    #[command(flatten)]
+    input: Input,
     /// Leave addresses and names of network cards as they are, instead of DHCP on eth0
     #[arg(long)]
     keep_network: bool,
@@ -43,9 +42,8 @@ struct Document<'a> {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let gate = arguments.backing.iter().fold(Gate::closed(), Gate::backing);
-    let image = image::open(&arguments.disk, arguments.format, &gate)?;
+pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
+    let image = arguments.input.image(&arguments.disk, stop, &output.notes())?;
     let guest = guest::inspect(image.disk)?;
     let options = Options {
         keep_network: arguments.keep_network,

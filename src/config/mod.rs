@@ -1,7 +1,9 @@
 //! The options that commands share: flag, then environment, then default.
 
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,7 @@ pub enum Edition {
 
 /// Where the cloud is. Keys are never options: they come from `TENCENTCLOUD_SECRET_ID` and `_KEY`, or tccli's files.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Cloud")]
 pub struct Cloud {
     /// The region, such as ap-guangzhou
     #[arg(long, env = "HAUL_REGION", value_name = "REGION")]
@@ -42,6 +45,21 @@ pub struct Cloud {
     /// Send at most so many bytes a second, such as 10M; 0 is no limit
     #[arg(long, env = "HAUL_BANDWIDTH_LIMIT", default_value = "0", value_name = "RATE")]
     pub bandwidth_limit: String,
+}
+
+impl Default for Cloud {
+    /// What the command line gives when nothing is said.
+    fn default() -> Self {
+        Cloud {
+            region: None,
+            cos_endpoint: None,
+            path_style: false,
+            connect_to: None,
+            cvm_endpoint: None,
+            edition: Edition::default(),
+            bandwidth_limit: "0".into(),
+        }
+    }
 }
 
 /// Where haul keeps what it must remember.
@@ -100,15 +118,106 @@ impl std::str::FromStr for ObjectUrl {
     }
 }
 
-impl std::fmt::Display for ObjectUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for ObjectUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cos://{}/{}", self.bucket, self.key)
+    }
+}
+
+/// A disk or an image as its user names it: a path, or an object's URL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathBuf", into = "PathBuf")]
+pub enum Location {
+    /// A block device or a file.
+    File(PathBuf),
+    /// An object in a store.
+    Object(ObjectUrl),
+}
+
+impl Location {
+    /// Reads a command line's argument. Whatever begins like a URL must be one that haul knows; a file of such a name
+    /// is written `./name`.
+    pub fn parse(text: OsString) -> Result<Self> {
+        match text.to_str() {
+            Some(url) if url.starts_with("cos://") => url.parse().map(Location::Object),
+            Some(url) if url.contains("://") && !url.starts_with(['.', '/']) => {
+                Err(Error::new(Kind::Usage, "usage.location", format!("{url:?} cannot be opened"))
+                    .because("its scheme is not known")
+                    .remedy("name a disk, a file, or cos://BUCKET/KEY"))
+            }
+            _ => Ok(Location::File(text.into())),
+        }
+    }
+
+    /// Its path, if it is a file or a device.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Location::File(path) => Some(path),
+            Location::Object(_) => None,
+        }
+    }
+
+    /// The last part of its name.
+    pub fn file_name(&self) -> &OsStr {
+        let path = match self {
+            Location::File(path) => path,
+            Location::Object(url) => Path::new(&url.key),
+        };
+        path.file_name().unwrap_or_default()
+    }
+}
+
+/// How clap reads a [`Location`].
+pub fn location_parser() -> impl clap::builder::TypedValueParser<Value = Location> {
+    use clap::builder::TypedValueParser;
+    clap::builder::OsStringValueParser::new().try_map(Location::parse)
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::File(path) => path.display().fmt(f),
+            Location::Object(url) => url.fmt(f),
+        }
+    }
+}
+
+impl From<PathBuf> for Location {
+    /// What was parsed once parses again; what was never parsed is a path.
+    fn from(path: PathBuf) -> Self {
+        Location::parse(path.clone().into()).unwrap_or(Location::File(path))
+    }
+}
+
+impl From<Location> for PathBuf {
+    fn from(location: Location) -> Self {
+        match location {
+            Location::File(path) => path,
+            Location::Object(url) => url.to_string().into(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_location_is_a_path_or_an_object_and_survives_its_record() {
+        let parse = |text: &str| Location::parse(text.into());
+        assert_eq!(parse("/dev/sda").unwrap().path(), Some(Path::new("/dev/sda")));
+        assert_eq!(parse("./cos://b/k").unwrap().path(), Some(Path::new("./cos://b/k")));
+        for bad in ["cos://b", "s3://b/k", "nfs://server/x"] {
+            assert_eq!(parse(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
+        }
+        let object = parse("cos://b-1/folder/k.qcow2").unwrap();
+        assert_eq!((object.path(), object.file_name()), (None, OsStr::new("k.qcow2")));
+        for location in [object, parse("disk.raw").unwrap()] {
+            let json = serde_json::to_string(&location).unwrap();
+            assert_eq!(json, format!("{:?}", location.to_string()));
+            assert_eq!(serde_json::from_str::<Location>(&json).unwrap(), location);
+        }
+    }
 
     #[test]
     fn an_object_has_a_bucket_and_a_key() {

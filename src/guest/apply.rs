@@ -26,7 +26,7 @@ use crate::host::loopdev::LoopDevice;
 use crate::host::namespace::{self, Limits};
 use crate::image::overlay::{Overlay, Sealed};
 use crate::monitor::{Level, Monitor};
-use crate::unit::{Extent, GIB, MIB};
+use crate::unit::{Extent, GIB, MIB, fault};
 
 /// The hidden first argument that makes `haul` the owner of the mounts.
 const ENTRY: &str = "internal-guest-mounts";
@@ -147,7 +147,12 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     let _ = fs::remove_file(&task_file);
     outcome?;
     match status {
-        Some(Ok(status)) if status.success() => overlay.seal(),
+        Some(Ok(status)) if status.success() => {
+            fault::point("fix");
+            let sealed = overlay.seal();
+            fault::point("fix");
+            sealed
+        }
         status => {
             Err(Error::new(Kind::Internal, "guest.child", "the process that held the copy's mounts failed")
                 .because(format!("{status:?}")))
@@ -181,6 +186,7 @@ fn listen(
             Ok(_) => {}
             Err(error) => return Err((broken(error.to_string()), server)),
         }
+        fault::point("fix");
         match serde_json::from_str(&line) {
             Ok(Say::Mounted) => {
                 let disk: Arc<dyn export::Disk> = Arc::clone(overlay) as Arc<dyn export::Disk>;

@@ -23,7 +23,7 @@ pub struct DiskFile {
 /// What tells one state of a source from another: a resumed job must find the same.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Identity {
-    /// Canonical path.
+    /// Canonical path; for an object its URL and entity tag.
     pub path: String,
     /// Length in bytes.
     pub size: u64,

@@ -1,6 +1,7 @@
-//! One disk or image into an image file.
+//! One disk or image into an image: a file or an object.
 //!
-//! Beside the destination `D` live `D.haul-part`, the image so far, and `D.haul-journal`; both go when the job ends.
+//! Beside a destination file `D` live `D.haul-part`, the image so far, and `D.haul-journal`; both go when the job ends.
+//! Beside an object's name, in the current folder, lie its journal and what of it must wait.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,7 +14,11 @@ use serde::Serialize;
 
 use super::copy::{Copy, Settings, Target};
 use super::fix;
+use super::open::Opener;
+#[cfg(feature = "net")]
+use super::services::Services;
 use super::source::{self, Source};
+use crate::config::{Cloud, Location};
 use crate::error::{Error, Kind, Result};
 use crate::guest;
 use crate::image::{Format, Gate};
@@ -26,10 +31,12 @@ use crate::unit::bytes::human;
 
 /// What to convert, and how.
 pub struct Convert {
-    /// A disk or an image file.
-    pub source: PathBuf,
-    /// The image file to make.
-    pub destination: PathBuf,
+    /// A disk or an image.
+    pub source: Location,
+    /// The image to make.
+    pub destination: Location,
+    /// Where objects are.
+    pub cloud: Cloud,
     /// The source's format; probed when not given, but never for a block device.
     pub source_format: Option<Format>,
     /// Files an image may refer to.
@@ -52,7 +59,7 @@ pub struct Convert {
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The image made.
-    pub destination: PathBuf,
+    pub destination: Location,
     /// Its manifest.
     pub manifest: PathBuf,
     /// Length of the virtual disk in bytes.
@@ -77,36 +84,35 @@ pub struct Report {
 }
 
 /// Converts a disk or image as `job` says. On an error nothing is left but, after a pause, what `--resume` needs.
-pub fn convert(job: &Convert, stop: &AtomicBool, monitor: &Arc<dyn Monitor>) -> Result<Report> {
-    check_destination(job)?;
-    let mut source = open(job, &**monitor)?;
+pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<Report> {
+    let beside = job.beside();
+    let target = target(job, stop, monitor)?;
+    let mut source = open(job, stop, monitor)?;
     let mut fixes = None;
-    // The overlay lives beside the destination, and goes with this value.
-    let overlay = Overlay::beside(&job.destination, job.resume);
+    // What waits or is fixed lies beside the destination, and goes with this value.
+    let work = WorkFolder::make(work_path(&beside), job.resume)?;
     if let Some(options) = &job.fix {
-        overlay.make()?;
         let guest = guest::inspect(source.disk().clone())?;
         let plan = fix::plan(&guest, options, &**monitor)?;
-        let (fixed, done) = fix::fix(source, plan, &overlay.folder, &**monitor)?;
+        let (fixed, done) = fix::fix(source, plan, &work.path, &**monitor)?;
         source = fixed;
         fixes = Some(done.plan.to_string());
     }
     let copy = Copy {
         source: &source,
         settings: job.settings,
-        target: Target::File {
-            part: with_suffix(&job.destination, ".haul-part"),
-            name: job.destination.clone(),
-        },
-        journal: with_suffix(&job.destination, ".haul-journal"),
-        manifest: with_suffix(&job.destination, ".manifest"),
+        target,
+        journal: with_suffix(&beside, ".haul-journal"),
+        manifest: with_suffix(&beside, ".manifest"),
         threads: job.threads,
     };
     let copied = match copy.run(job.resume, stop, monitor) {
         Ok(copied) => copied,
         Err(error) => {
+            let passing = matches!(error.kind(), Kind::Network | Kind::Credentials) && job.is_remote();
             match error.kind() {
-                Kind::Interrupted => overlay.keep(),
+                Kind::Interrupted => work.keep(),
+                _ if passing => work.keep(),
                 _ => copy.discard(),
             }
             return Err(error);
@@ -129,27 +135,35 @@ pub fn convert(job: &Convert, stop: &AtomicBool, monitor: &Arc<dyn Monitor>) -> 
     })
 }
 
-/// The folder of a conversion's overlay, `D.haul-fix`; removed when dropped, unless kept for a resumed run.
-struct Overlay {
-    folder: PathBuf,
+fn work_path(beside: &Path) -> PathBuf {
+    with_suffix(beside, ".haul-work")
+}
+
+/// The folder of a conversion's overlay and of parts that must wait, `D.haul-work`; removed when dropped, unless kept
+/// for a resumed run.
+struct WorkFolder {
+    path: PathBuf,
     kept: Cell<bool>,
 }
 
-impl Overlay {
-    /// The folder for `destination`; what an earlier run left in it counts only for a resumed one.
-    fn beside(destination: &Path, resume: bool) -> Self {
-        let overlay = Overlay { folder: with_suffix(destination, ".haul-fix"), kept: Cell::new(false) };
+impl WorkFolder {
+    /// Makes the folder; what an earlier run left in it counts only for a resumed one.
+    fn make(path: PathBuf, resume: bool) -> Result<Self> {
         if !resume {
-            let _ = fs::remove_dir_all(&overlay.folder);
+            let _ = fs::remove_dir_all(&path);
         }
-        overlay
-    }
-
-    fn make(&self) -> Result<()> {
-        fs::create_dir_all(&self.folder).map_err(|error| {
-            Error::new(Kind::Destination, "fix.folder", format!("cannot make {}", self.folder.display()))
-                .caused_by(error)
-        })
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::new(
+                    Kind::Destination,
+                    "convert.folder",
+                    format!("cannot make {}", path.display()),
+                )
+                .caused_by(error));
+            }
+            _ => {}
+        }
+        Ok(WorkFolder { path, kept: Cell::new(false) })
     }
 
     fn keep(&self) {
@@ -157,41 +171,87 @@ impl Overlay {
     }
 }
 
-impl Drop for Overlay {
+impl Drop for WorkFolder {
     fn drop(&mut self) {
         if !self.kept.get() {
-            let _ = fs::remove_dir_all(&self.folder);
+            let _ = fs::remove_dir_all(&self.path);
         }
     }
 }
 
-fn open(job: &Convert, monitor: &dyn Monitor) -> Result<Source> {
+fn open(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<Source> {
     let options = source::Options {
         format: job.source_format,
         gate: &job.gate,
         all_blocks: job.settings.all_blocks,
         inconsistent: job.inconsistent,
     };
-    Source::open(&job.source, &options, monitor)
+    let opened = Opener::new(&job.cloud, stop, monitor).open(&job.source)?;
+    Source::open(opened, &options, &**monitor)
 }
 
-fn check_destination(job: &Convert) -> Result<()> {
-    let Ok(existing) = fs::metadata(&job.destination) else { return Ok(()) };
-    let refuse = |why: &str, remedy: &str| {
-        Error::new(Kind::Usage, "convert.destination", format!("cannot write {}", job.destination.display()))
+impl Convert {
+    /// The path beside which manifest, journal and overlay lie: the destination, or for an object its name in the
+    /// current folder.
+    fn beside(&self) -> PathBuf {
+        self.destination.path().map_or_else(|| self.destination.file_name().into(), Path::to_owned)
+    }
+
+    fn refuse(&self, why: &str, remedy: &str) -> Error {
+        Error::new(Kind::Usage, "convert.destination", format!("cannot write {}", self.destination))
             .because(why)
             .remedy(remedy)
-    };
-    if !existing.is_file() {
-        return Err(refuse("it is not a regular file", "name an image file"));
     }
-    if fs::canonicalize(&job.destination).ok() == fs::canonicalize(&job.source).ok() {
-        return Err(refuse("it is the source", "name another file: the source is never written"));
+
+    fn is_remote(&self) -> bool {
+        self.destination.path().is_none()
+    }
+
+    fn is_resumed(&self) -> bool {
+        self.resume && with_suffix(&self.beside(), ".haul-journal").exists()
+    }
+}
+
+/// The target, which must be new or allowed to be replaced.
+fn target(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<Target> {
+    match &job.destination {
+        Location::File(path) => {
+            check_file(job, path)?;
+            Ok(Target::File { part: with_suffix(path, ".haul-part"), name: path.clone() })
+        }
+        #[cfg(feature = "net")]
+        Location::Object(url) => {
+            let store = Services::new(&job.cloud)?.store(&url.bucket, stop, monitor)?;
+            if job.source == job.destination {
+                return Err(
+                    job.refuse("it is the source", "name another object: the source is never written")
+                );
+            }
+            if !job.force && !job.is_resumed() && store.head(&url.key)?.is_some() {
+                return Err(job.refuse("it exists", "name another object, or replace it with --force"));
+            }
+            Ok(Target::Object { store, key: url.key.clone(), folder: work_path(&job.beside()) })
+        }
+        #[cfg(not(feature = "net"))]
+        Location::Object(_) => {
+            let _ = (stop, monitor);
+            Err(job.refuse("this haul was built without the network", "name a file"))
+        }
+    }
+}
+
+fn check_file(job: &Convert, path: &Path) -> Result<()> {
+    let Ok(existing) = fs::metadata(path) else { return Ok(()) };
+    if !existing.is_file() {
+        return Err(job.refuse("it is not a regular file", "name an image file"));
+    }
+    let source = job.source.path().and_then(|source| fs::canonicalize(source).ok());
+    if source.is_some() && fs::canonicalize(path).ok() == source {
+        return Err(job.refuse("it is the source", "name another file: the source is never written"));
     }
     // A run that was killed between the name and the end of its journal has only the journal to remove.
-    let resumed = job.resume && with_suffix(&job.destination, ".haul-journal").exists();
-    if !job.force && !resumed {
-        return Err(refuse("it exists", "name another file, or replace it with --force"));
+    if !job.force && !job.is_resumed() {
+        return Err(job.refuse("it exists", "name another file, or replace it with --force"));
     }
     Ok(())
 }
@@ -199,8 +259,8 @@ fn check_destination(job: &Convert) -> Result<()> {
 /// What a conversion would do.
 #[derive(Debug, Serialize)]
 pub struct Plan {
-    source: PathBuf,
-    destination: PathBuf,
+    source: Location,
+    destination: Location,
     size: u64,
     used_bytes: u64,
     volumes: Vec<String>,
@@ -208,16 +268,16 @@ pub struct Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "would copy {} to {}", self.source.display(), self.destination.display())?;
+        writeln!(f, "would copy {} to {}", self.source, self.destination)?;
         writeln!(f, "{} of {} are in use", human(self.used_bytes), human(self.size))?;
         self.volumes.iter().try_for_each(|volume| writeln!(f, "  {volume}"))
     }
 }
 
 /// Finds out what [`convert`] would do; writes nothing.
-pub fn dry_run(job: &Convert, monitor: &dyn Monitor) -> Result<Plan> {
-    check_destination(job)?;
-    let source = open(job, monitor)?;
+pub fn dry_run(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<Plan> {
+    target(job, stop, monitor)?;
+    let source = open(job, stop, monitor)?;
     Ok(Plan {
         source: job.source.clone(),
         destination: job.destination.clone(),

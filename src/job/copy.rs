@@ -25,7 +25,7 @@ use crate::sink::{Destination, ImageSink, Sealed, Sink};
 use crate::source::OnReadError;
 #[cfg(feature = "net")]
 use crate::store::{ObjectStore, Upload};
-use crate::unit::Extent;
+use crate::unit::{Extent, fault};
 
 /// How to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,10 +118,13 @@ impl Copy<'_> {
                 (sink.finish()?, from)
             }
         };
+        fault::point("complete");
         self.source.check_unchanged()?;
         let unreadable: Vec<_> = blocks.unreadable().iter().map(|run| (run.start, run.end)).collect();
         let manifest = self.seal(&sealed, unreadable.clone())?;
+        fault::point("complete");
         sealed.publish()?;
+        fault::point("complete");
         Ok(Copied { manifest, resumed_from, unreadable })
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::copy::{Copy, Settings, Target};
 use super::fix;
+use super::open::{OBJECT_CACHE, Opener};
 use super::report;
 use super::services::Services;
 use super::source::{self, Source};
@@ -18,7 +19,7 @@ use crate::cloud::tencent::Cvm;
 use crate::cloud::tencent::cvm::{Architecture, BootMode, ImportRequest, OsChoice, RunRequest};
 use crate::cloud::tencent::import::{self, Waiting};
 use crate::cloud::tencent::os;
-use crate::config::{Cloud, ObjectUrl};
+use crate::config::{Cloud, Location, ObjectUrl};
 use crate::error::{Error, Kind, Result};
 use crate::guest::{self, Guest};
 use crate::image::{self, Format, Gate};
@@ -26,18 +27,16 @@ use crate::manifest::{Manifest, verify};
 use crate::monitor::{Both, Counter, Level, Monitor, Tally};
 use crate::preflight;
 use crate::store::{ObjectDisk, ObjectStore};
-use crate::unit::MIB;
+use crate::unit::fault;
 
 /// A link outlives the longest queue an import may wait in.
 const LINK_VALID: Duration = Duration::from_secs(12 * 3600);
-/// Bytes of an object kept while it is verified.
-const VERIFY_CACHE: u64 = 64 * MIB;
 
 /// What to migrate, and how: kept with the job, so that a resumed run does the same.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
-    /// A disk or an image file.
-    pub source: PathBuf,
+    /// A disk or an image.
+    pub source: Location,
     /// The source's format.
     pub source_format: Option<Format>,
     /// The object; its key is the job's id where none is given.
@@ -225,25 +224,36 @@ impl Run<'_> {
         let waiting =
             Waiting { interval: Duration::from_secs(options.poll_seconds.max(1)), ..Waiting::default() };
         if self.job.record.state == State::Verified {
+            fault::point("import");
             let image = self.timed("import", |run| run.import(&request, waiting))?;
+            fault::point("import");
             self.job.record.results.image = Some(image.clone());
             self.job.enter(State::Importing { image })?;
+            fault::point("import");
         }
         if let State::Importing { image } = self.job.record.state.clone() {
             self.monitor.begin("import", None);
             self.timed("wait", |run| import::wait(&run.cvm, &image, waiting, &*run.monitor))?;
+            fault::point("import");
             if !options.keep_object {
                 self.store.delete(&self.object.key)?;
             }
+            fault::point("import");
             self.job.enter(State::Done { image })?;
         }
         Ok(())
     }
 
+    fn opener(&self, options: &Options) -> Opener {
+        Opener::new(&options.cloud, self.stop, &self.monitor)
+    }
+
     /// Everything that can be refused before the first byte is copied.
     fn prepare(&mut self, options: &Options) -> Result<ImportRequest> {
         let gate = Gate::closed();
-        let target = preflight::Target::open(&options.source, options.source_format, &gate);
+        let disk = self.opener(options).image(&options.source, options.source_format, &gate);
+        let target =
+            preflight::Target { location: options.source.clone(), disk: disk.map(|image| image.disk) };
         if self.job.record.state == State::Begun {
             self.check(&target, options)?;
         }
@@ -292,7 +302,8 @@ impl Run<'_> {
             all_blocks: options.settings.all_blocks,
             inconsistent: options.inconsistent,
         };
-        let mut source = Source::open(&options.source, &open, &*self.monitor)?;
+        let opened = self.opener(options).open(&options.source)?;
+        let mut source = Source::open(opened, &open, &*self.monitor)?;
         if let Some(fixes) = options.fix {
             source = self.timed("fix", |run| {
                 let guest = guest::inspect(source.disk().clone())?;
@@ -325,6 +336,7 @@ impl Run<'_> {
         results.source_root = head.source_root.0.to_string();
         results.image_root = head.image_root.0.to_string();
         self.job.enter(State::Copied)?;
+        fault::point("complete");
         copy.clear();
         Ok(())
     }
@@ -332,7 +344,7 @@ impl Run<'_> {
     /// Reads the object back, as the importer will, and holds it against the manifest.
     fn verify(&mut self) -> Result<()> {
         let manifest = Manifest::open(&self.job.folder().join("manifest"))?;
-        let object = ObjectDisk::open(self.store.clone(), &self.object.key, VERIFY_CACHE)?;
+        let object = ObjectDisk::open(self.store.clone(), &self.object.key, OBJECT_CACHE)?;
         let format = self.job.record.options.settings.format;
         let image = image::open_on(Arc::new(object), Some(format), &Gate::closed())?;
         let threads = self.job.record.options.threads.max(4);
@@ -355,6 +367,7 @@ impl Run<'_> {
         let (store, key) = (self.store.clone(), self.object.key.clone());
         let mut link = || store.presign_get(&key, LINK_VALID);
         import::rehearse(&self.cvm, request, &mut link)?;
+        fault::point("import");
         import::start(&self.cvm, request, waiting, &mut link)
     }
 
@@ -430,7 +443,7 @@ pub struct Import {
 /// Imports an object and waits for the image; returns its id and what was asked for. Repeated, it finds the image an
 /// earlier run started: name, object and its tag are the same.
 pub fn import_object(import: &Import, monitor: &dyn Monitor) -> Result<(String, ImportRequest)> {
-    let object = ObjectDisk::open(import.store.clone(), &import.key, VERIFY_CACHE)?;
+    let object = ObjectDisk::open(import.store.clone(), &import.key, OBJECT_CACHE)?;
     let tag: String = object.info().etag.chars().filter(char::is_ascii_hexdigit).take(12).collect();
     let image = image::open_on(Arc::new(object), import.format, &Gate::closed())?;
     let guest = guest::inspect(image.disk)?;

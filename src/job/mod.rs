@@ -5,6 +5,7 @@ pub mod copy;
 pub mod fix;
 #[cfg(feature = "net")]
 pub mod migrate;
+pub mod open;
 #[cfg(feature = "net")]
 pub mod report;
 #[cfg(feature = "net")]

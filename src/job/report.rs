@@ -40,7 +40,7 @@ fn html(job: &Migration) -> String {
         ("Job", record.id.clone()),
         ("Begun", record.created.clone()),
         ("Image", results.image.clone().unwrap_or_default()),
-        ("Source", record.options.source.display().to_string()),
+        ("Source", record.options.source.to_string()),
         ("Guest", results.guest.clone()),
         ("Declared as", format!("{}, {}", results.os, results.boot)),
         ("Disk", human(results.size)),
@@ -57,7 +57,7 @@ fn html(job: &Migration) -> String {
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>haul {}</title><style>{STYLE}</style>\n\
          <h1>Migration of {} to {}</h1>\n<table>\n",
         escape(&record.id),
-        escape(&record.options.source.display().to_string()),
+        escape(&record.options.source.to_string()),
         escape(results.image.as_deref().unwrap_or("an image")),
     );
     for (name, value) in rows {

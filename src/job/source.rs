@@ -1,13 +1,12 @@
 //! A job's source: opened, found not to be in use, and mapped.
 
-use std::path::Path;
 use std::sync::Arc;
 
+use super::open::Opened;
 use crate::error::{Error, Kind, Result};
-use crate::host::mounts;
-use crate::image::{self, Format, Gate, Image};
+use crate::image::{Format, Gate, Image};
+use crate::io::ReadAt;
 use crate::io::file::Identity;
-use crate::io::{DiskFile, ReadAt};
 use crate::layout::{self, Usage};
 use crate::monitor::{Level, Monitor};
 use crate::source::{Amended, BlockSource, OnReadError};
@@ -15,7 +14,7 @@ use crate::unit::{Extent, ExtentMap, Extents};
 
 /// A source opened, with the bytes of it that count, and what fix-ups change.
 pub struct Source {
-    file: DiskFile,
+    opened: Opened,
     identity: Identity,
     image: Image,
     used: Arc<dyn Extents>,
@@ -37,22 +36,22 @@ pub struct Options<'a> {
 }
 
 impl Source {
-    /// Opens the disk or image at `path` and finds out what is used of it.
-    pub fn open(path: &Path, options: &Options<'_>, monitor: &dyn Monitor) -> Result<Self> {
-        let file = DiskFile::open(path)?;
-        let uses = mounts::in_use(path)?;
+    /// Finds out what is used of the disk or image in `opened`.
+    pub fn open(opened: Opened, options: &Options<'_>, monitor: &dyn Monitor) -> Result<Self> {
+        let name = opened.file.name();
+        let uses = opened.uses()?;
         if let (Some(first), false) = (uses.first(), options.inconsistent) {
-            return Err(Error::new(Kind::Source, "source.in-use", format!("{} is in use", path.display()))
+            return Err(Error::new(Kind::Source, "source.in-use", format!("{name} is in use"))
                 .because(first.to_string())
                 .remedy(
                     "unmount it or mount it read-only; --inconsistent copies it as it stands, possibly torn",
                 ));
         }
         for used in &uses {
-            monitor.note(Level::Warning, &format!("{} is copied while in use: {used}", path.display()));
+            monitor.note(Level::Warning, &format!("{name} is copied while in use: {used}"));
         }
-        let identity = file.identity()?;
-        let image = image::open(path, options.format, options.gate)?;
+        let identity = opened.identity()?;
+        let image = opened.image(options.format, options.gate)?;
         let disk = image.disk.clone();
         let (used, volumes): (Arc<dyn Extents>, _) = if options.all_blocks {
             (Arc::new(Extent::new(0, disk.size())), vec!["every block was asked for".to_owned()])
@@ -61,7 +60,7 @@ impl Source {
             let volumes = used.volumes().iter().map(describe).collect();
             (Arc::new(used), volumes)
         };
-        Ok(Source { file, identity, image, used, volumes, in_use: !uses.is_empty(), amended: None })
+        Ok(Source { opened, identity, image, used, volumes, in_use: !uses.is_empty(), amended: None })
     }
 
     /// The same source, with `disk` to be copied in its place where `extents` say it differs.
@@ -73,7 +72,7 @@ impl Source {
 
     /// What to call it.
     pub fn name(&self) -> String {
-        self.file.name()
+        self.opened.file.name()
     }
 
     /// The virtual disk.
@@ -128,15 +127,15 @@ impl Source {
 
     /// Fails when the source is not what it was when it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
-        if self.in_use || self.file.identity()? == self.identity {
+        if self.in_use || self.opened.identity()? == self.identity {
             return Ok(());
         }
         Err(Error::new(
             Kind::Source,
             "source.changed",
-            format!("{} changed while it was copied", self.identity.path),
+            format!("{} changed while it was copied", self.name()),
         )
-        .because("its size or time of change is not what it was at the start")
+        .because("its size, time of change or entity tag is not what it was at the start")
         .remedy("stop whatever writes to it, then run the command again"))
     }
 }

@@ -114,8 +114,6 @@ pub struct Journal {
 
 struct Out {
     file: BufWriter<File>,
-    #[cfg(feature = "fault-points")]
-    appended: u64,
 }
 
 impl Journal {
@@ -145,11 +143,7 @@ impl Journal {
     }
 
     fn on(path: &Path, file: File) -> Self {
-        let out = Out {
-            file: BufWriter::with_capacity(1 << 18, file),
-            #[cfg(feature = "fault-points")]
-            appended: 0,
-        };
+        let out = Out { file: BufWriter::with_capacity(1 << 18, file) };
         Journal { path: path.to_owned(), out: Mutex::new(out) }
     }
 
@@ -170,12 +164,11 @@ impl Journal {
             out.file.write_all(&payload)
         };
         write().map_err(|error| failed(&self.path, "write", error))?;
+        // The record is written, nothing after it happens.
         #[cfg(feature = "fault-points")]
-        {
-            out.appended += 1;
-            if fault::journal() == Some(out.appended) {
-                fault::die(|| out.file.flush());
-            }
+        if crate::unit::fault::reached("journal") {
+            let _ = out.file.flush();
+            crate::unit::fault::die();
         }
         Ok(())
     }
@@ -187,21 +180,6 @@ impl Journal {
             .flush()
             .and_then(|()| out.file.get_ref().sync_data())
             .map_err(|error| failed(&self.path, "sync", error))
-    }
-}
-
-/// Kills the process at a journal position, for the resume tests.
-#[cfg(feature = "fault-points")]
-mod fault {
-    /// N of `HAUL_FAULT=journal:N`: die when this run has appended its N-th record.
-    pub fn journal() -> Option<u64> {
-        std::env::var("HAUL_FAULT").ok()?.strip_prefix("journal:")?.parse().ok()
-    }
-
-    /// What a SIGKILL from outside does at the worst moment: the record is written, nothing after it happens.
-    pub fn die(flush: impl FnOnce() -> std::io::Result<()>) {
-        let _ = flush();
-        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::config::{Cloud, Edition};
+use crate::config::{Cloud, Edition, Location};
 use crate::error::{Error, Kind, Result};
 use crate::guest::{Guest, Plan, inspect, plan};
 use crate::image::{self, Format, Gate};
@@ -139,16 +139,17 @@ impl Report {
 
 /// A disk or image to check.
 pub struct Target {
-    /// Its device or file.
-    pub path: PathBuf,
+    /// Where it lies.
+    pub location: Location,
     /// The virtual disk in it, or why it cannot be opened.
     pub disk: Result<Arc<dyn ReadAt>>,
 }
 
 impl Target {
-    /// Opens the disk or image at `path`; that it cannot be opened becomes a finding.
+    /// Opens the disk or image file at `path`; that it cannot be opened becomes a finding.
     pub fn open(path: &Path, format: Option<Format>, gate: &Gate) -> Self {
-        Target { path: path.to_owned(), disk: image::open(path, format, gate).map(|image| image.disk) }
+        let disk = image::open(path, format, gate).map(|image| image.disk);
+        Target { location: Location::File(path.to_owned()), disk }
     }
 }
 
@@ -177,7 +178,7 @@ impl Options {
 
 /// A disk with all that the checks need to know of it, found out once.
 struct Subject<'a> {
-    path: &'a Path,
+    location: &'a Location,
     disk: &'a Arc<dyn ReadAt>,
     map: Result<UsedMap>,
     guest: Result<Guest>,
@@ -186,10 +187,10 @@ struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    fn new(path: &'a Path, disk: &'a Arc<dyn ReadAt>, options: &'a Options) -> Self {
+    fn new(location: &'a Location, disk: &'a Arc<dyn ReadAt>, options: &'a Options) -> Self {
         let guest = inspect(disk.clone());
         let plan = guest.as_ref().ok().map(|guest| plan::plan(guest, &options.fixes));
-        Subject { path, disk, map: used_map(disk.clone()), guest, plan, options }
+        Subject { location, disk, map: used_map(disk.clone()), guest, plan, options }
     }
 
     /// The severity of what only a system disk must have.
@@ -241,7 +242,8 @@ pub fn run(targets: &[Target], options: &Options) -> Result<Report> {
         });
     };
     for target in targets {
-        let path = target.path.as_path();
+        let name = PathBuf::from(target.location.clone());
+        let path = name.as_path();
         let disk = match &target.disk {
             Ok(disk) => disk,
             Err(error) => {
@@ -250,7 +252,7 @@ pub fn run(targets: &[Target], options: &Options) -> Result<Report> {
                 continue;
             }
         };
-        let subject = Subject::new(path, disk, options);
+        let subject = Subject::new(&target.location, disk, options);
         for check in wanted() {
             if let Run::Disk(look) = check.run
                 && let Some(verdict) = look(&subject)

@@ -57,7 +57,7 @@ fn unreadable(error: &Error) -> Verdict {
 }
 
 fn in_use(subject: &Subject<'_>) -> Option<Verdict> {
-    let uses = match mounts::in_use(subject.path) {
+    let uses = match mounts::in_use(subject.location.path()?) {
         Ok(uses) => uses,
         Err(error) => return Some(Verdict::of_error(Severity::Fail, &error)),
     };

@@ -19,7 +19,7 @@ use crate::manifest::survey::Survey;
 use crate::monitor::{Counter, Monitor};
 use crate::store::part::{MAX_PART, part_target};
 use crate::store::{Body, ObjectStore, Part, Upload, crc64};
-use crate::unit::{Extent, MIB, to_usize};
+use crate::unit::{Extent, MIB, fault, to_usize};
 
 /// Bytes of the first part, the front included: small, because it is sent again at each change of the image.
 const FIRST_PART: u64 = 16 * MIB;
@@ -307,7 +307,9 @@ impl Destination for ObjectImage {
         let mut first = front;
         first.extend(self.first.take().unwrap_or_default());
         let len = first.len() as u64;
+        fault::point("complete");
         let part = send_part(&self.context, &self.upload, 1, first.into())?;
+        fault::point("complete");
         let record =
             PartRecord { number: 1, start: 0, end: len, etag: part.etag, crc64: part.crc64.unwrap_or(0) };
         self.context.journal.append(&Record::Front(record.clone()))?;
@@ -420,8 +422,10 @@ fn upload_parts(
         let result = send_part(context, upload, record.number, body).and_then(|part| {
             record.etag = part.etag;
             record.crc64 = part.crc64.unwrap_or(0);
+            fault::point("upload");
             context.journal.append(&Record::Part(record.clone()))?;
             context.journal.sync()?;
+            fault::point("upload");
             Ok(record)
         });
         let failed = result.is_err();

@@ -7,7 +7,7 @@ use crate::io::batch::{Geometry, HashedBatch, RawBatch};
 use crate::io::buffer::ALIGN;
 use crate::io::{AlignedBuf, DataOf, ReadAt};
 use crate::monitor::{Counter, Level, Monitor};
-use crate::unit::{Extent, ExtentMap, Extents, KIB, to_usize};
+use crate::unit::{Extent, ExtentMap, Extents, KIB, fault, to_usize};
 
 /// What to do about sectors that cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -78,6 +78,7 @@ impl BlockSource {
     pub fn read(&self, extent: Extent, mut buf: AlignedBuf, monitor: &dyn Monitor) -> Result<HashedBatch> {
         let geometry = self.geometry();
         let read = self.read_used(extent, &mut buf, monitor)?;
+        fault::point("read");
         monitor.count(Counter::Read, read);
         monitor.count(Counter::Skipped, extent.len() - read);
         let batch = RawBatch::new(extent, buf);

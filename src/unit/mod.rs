@@ -3,6 +3,7 @@
 pub mod bytes;
 pub mod digest;
 pub mod extents;
+pub mod fault;
 pub mod rate;
 pub mod secret;
 

@@ -1,0 +1,63 @@
+//! The options of every command that reads a disk or an image.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::config::{Cloud, Location};
+use crate::error::Result;
+use crate::image::{Format, Gate, Image};
+use crate::job::open::{Opened, Opener};
+use crate::monitor::Monitor;
+
+/// How to read an image, and what it may refer to.
+#[derive(clap::Args)]
+pub struct Input {
+    /// Its format (default: probed; a device is raw)
+    #[arg(short, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    #[command(flatten)]
+    pub references: References,
+    #[command(flatten)]
+    pub cloud: Cloud,
+}
+
+/// The files an image may refer to: none but those named.
+#[derive(clap::Args)]
+pub struct References {
+    /// A backing file that a qcow2 image may read
+    #[arg(long, value_name = "FILE")]
+    backing: Vec<PathBuf>,
+    /// An external data file that a qcow2 image may read
+    #[arg(long, value_name = "FILE")]
+    data_file: Vec<PathBuf>,
+}
+
+impl References {
+    pub fn gate(&self) -> Gate {
+        let gate = self.backing.iter().fold(Gate::closed(), Gate::backing);
+        self.data_file.iter().fold(gate, Gate::data_file)
+    }
+}
+
+impl Input {
+    /// Opens what is at `location`.
+    pub fn open(
+        &self,
+        location: &Location,
+        stop: &Arc<AtomicBool>,
+        monitor: &Arc<dyn Monitor>,
+    ) -> Result<Opened> {
+        Opener::new(&self.cloud, stop, monitor).open(location)
+    }
+
+    /// Opens the image at `location`.
+    pub fn image(
+        &self,
+        location: &Location,
+        stop: &Arc<AtomicBool>,
+        monitor: &Arc<dyn Monitor>,
+    ) -> Result<Image> {
+        self.open(location, stop, monitor)?.image(self.format, &self.references.gate())
+    }
+}

@@ -1,0 +1,345 @@
+//! `haul migrate --to image`, killed in every phase and resumed, against a lab in this process: the server counts what is
+//! sent again, the kernel counts writes to the source, and nothing is made twice or left behind.
+//!
+//! Needs root, FUSE, loop devices, tracefs, and the network once, for the disk (scripts/guests/disk.sh).
+
+#![cfg(feature = "net")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test: a failure is the finding"
+)]
+
+mod support;
+#[path = "support/cloud.rs"]
+mod cloud;
+#[path = "support/images.rs"]
+mod images;
+#[path = "support/trace.rs"]
+mod trace;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::FileExt;
+#[cfg(feature = "fault-points")]
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cloud::{FakeHypervisor, TestClock, cvm_at};
+use haul::cloud::Credentials;
+#[cfg(feature = "fault-points")]
+use haul::cloud::tencent::client::Repeat;
+use haul::cloud::tencent::{Cvm, Edition};
+use haul::lab::{cvm, s3};
+use serde_json::Value;
+use support::{LoopDevice, run, text};
+use trace::WriteTrace;
+
+const BUCKET: &str = "images-1250000000";
+#[cfg(feature = "fault-points")]
+const PART: u64 = 16 << 20;
+
+/// A store and a CVM API in this process, whose importer judges images and boots none.
+struct Cloud {
+    store: s3::Handle,
+    api: cvm::Handle,
+    keys: Credentials,
+    folder: tempfile::TempDir,
+}
+
+impl Cloud {
+    fn start() -> Cloud {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = cvm::generate_keys();
+        let store = s3::Config::new(folder.path().join("cos"), &keys.secret_id, keys.secret_key.expose());
+        let store = s3::Server::start(store).unwrap();
+        store.create_bucket(BUCKET, false).unwrap();
+        let mut config = cvm::Config::new(folder.path(), vec![keys.clone()]);
+        config.cos = Some(format!("cos.ap-guangzhou.localhost:{}", store.addr.port()));
+        config.hypervisor = Some(Arc::new(FakeHypervisor::default()));
+        Cloud { store, api: cvm::start(config).unwrap(), keys, folder }
+    }
+
+    /// haul, told where this cloud is.
+    fn haul(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_haul"));
+        command
+            .args(args)
+            .arg("--json")
+            .env("TENCENTCLOUD_SECRET_ID", &self.keys.secret_id)
+            .env("TENCENTCLOUD_SECRET_KEY", self.keys.secret_key.expose())
+            .env("HAUL_REGION", "ap-guangzhou")
+            .env("HAUL_COS_ENDPOINT", format!("http://cos.ap-guangzhou.localhost:{}", self.store.addr.port()))
+            .env("HAUL_CONNECT_TO", "127.0.0.1")
+            .env("HAUL_CVM_ENDPOINT", self.api.url())
+            .env("HAUL_STATE_DIR", self.state());
+        command
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn migrate(&self, name: &str, disk: &Path, more: &[&str]) -> Command {
+        let args =
+            ["migrate", "--to", "image", "--bucket", BUCKET, "--poll", "1", "--keep-object", "--name", name];
+        self.haul(&[&args[..], more, &[text(disk)]].concat())
+    }
+
+    /// The newest job's id.
+    fn job(&self) -> String {
+        let jobs = fs::read_dir(self.state().join("jobs")).unwrap().map(|entry| entry.unwrap());
+        let newest = jobs.max_by_key(|entry| entry.metadata().unwrap().created().unwrap()).unwrap();
+        newest.file_name().into_string().unwrap()
+    }
+
+    fn cvm(&self) -> Cvm {
+        cvm_at(&self.api.url(), self.keys.clone(), Edition::Public, TestClock::right())
+    }
+}
+
+/// What a command that must succeed printed as its result.
+fn result(output: &Output) -> Value {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{}\n{stdout}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let last: Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(last["event"], "result", "{last}");
+    last["result"].clone()
+}
+
+/// The event of a command that must fail, and its exit code.
+fn failed(output: &Output) -> (Option<i32>, Value) {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let last: Value = serde_json::from_str(stdout.lines().last().unwrap_or("{}")).unwrap();
+    assert_eq!(last["event"], "error", "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), last)
+}
+
+/// A server's disk as a block device, watched, with its checksum.
+struct Source {
+    device: LoopDevice,
+    image: PathBuf,
+    trace: WriteTrace,
+    sum: String,
+    identity: Value,
+}
+
+impl Source {
+    fn new(options: &[&str]) -> Source {
+        let image = PathBuf::from(run("scripts/guests/disk.sh", options).trim());
+        let facts: Value =
+            serde_json::from_slice(&fs::read(image.with_extension("raw.json")).unwrap()).unwrap();
+        let device = LoopDevice::new(&image, 512);
+        let (trace, sum) = (WriteTrace::of(&device.path), checksum(&image));
+        Source { device, image, trace, sum, identity: facts["identity"].clone() }
+    }
+
+    /// The source was not written: the kernel saw no write, and its bytes are the same.
+    fn assert_untouched(&self) {
+        assert_eq!(self.trace.writes(), [] as [String; 0]);
+        assert_eq!(checksum(&self.image), self.sum);
+    }
+}
+
+fn checksum(path: &Path) -> String {
+    run("b2sum", &[text(path)]).split(' ').next().unwrap().to_owned()
+}
+
+/// Mounts, loop devices and FUSE connections of this machine that haul may have made.
+fn traces_on_the_host() -> BTreeSet<String> {
+    let mut found: BTreeSet<String> = run("losetup", &["-nlO", "NAME,BACK-FILE"])
+        .lines()
+        .filter(|line| line.contains("haul-guest-copy"))
+        .map(str::to_owned)
+        .collect();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let mounts = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+        found.extend(mounts.lines().filter(|line| line.contains("fuse.haul")).map(str::to_owned));
+    }
+    found
+}
+
+/// Waits, far longer than it may take, until a killed haul has left nothing on the host.
+fn assert_nothing_left() {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !traces_on_the_host().is_empty() {
+        assert!(Instant::now() < deadline, "left behind: {:#?}", traces_on_the_host());
+        std::thread::yield_now();
+    }
+}
+
+/// Proves the object of a finished job by haul's own verification through the command line.
+fn verify(cloud: &Cloud, job: &str) {
+    let manifest = cloud.state().join("jobs").join(job).join("manifest");
+    let object = format!("cos://{BUCKET}/{job}.qcow2");
+    let verdict = result(&cloud.haul(&["verify", text(&manifest), &object]).output().unwrap());
+    assert!(verdict["compared"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_planted_write_is_seen_by_the_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk.raw");
+    support::empty_image(&image, 1 << 20);
+    let device = LoopDevice::new(&image, 512);
+    let trace = WriteTrace::of(&device.path);
+    let file = fs::File::options().read(true).write(true).open(&device.path).unwrap();
+    file.read_exact_at(&mut [0; 4096], 0).unwrap();
+    assert_eq!(trace.writes(), [] as [String; 0]);
+    file.write_all_at(&[1; 4096], 8192).unwrap();
+    file.sync_all().unwrap();
+    assert!(trace.writes().iter().any(|line| line.contains(" 16 + 8 ")), "{:?}", trace.writes());
+}
+
+#[test]
+fn what_the_cloud_refuses_is_told_apart_and_leaves_nothing_in_the_store() {
+    let cloud = Cloud::start();
+    let source = Source::new(&[]);
+    let disk = source.device.path.clone();
+    // Wrong keys.
+    let mut command = cloud.migrate("refused", &disk, &[]);
+    let (code, error) = failed(&command.env("TENCENTCLOUD_SECRET_KEY", "wrong").output().unwrap());
+    assert_eq!(code, Some(9), "{error}");
+    // A bucket that is not there.
+    let args = ["migrate", "--to", "image", "--bucket", "none-1250000000", "--ignore-check", text(&disk)];
+    let (code, error) = failed(&cloud.haul(&args).output().unwrap());
+    assert_eq!(code, Some(7), "{error}");
+    // The store's clock is an hour ahead of ours.
+    cloud.store.set_clock(3600);
+    let (code, error) = failed(&cloud.migrate("refused", &disk, &["--ignore-check"]).output().unwrap());
+    assert_eq!(code, Some(9), "{error}");
+    assert!(error["why"].as_str().unwrap().contains("clock"), "{error}");
+    cloud.store.set_clock(0);
+    // No root: fix-ups need it.
+    let mut command = Command::new("setpriv");
+    let inner = cloud.migrate("refused", &disk, &["--ignore-check"]);
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let state = tempfile::tempdir().unwrap();
+    run("chown", &["65534", text(state.path())]);
+    let (code, error) =
+        failed(&command.env("HAUL_STATE_DIR", state.path()).env("HOME", state.path()).output().unwrap());
+    assert_eq!(code, Some(13), "{error}");
+    for three in [error["what"].as_str(), error["why"].as_str(), error["do"].as_str()] {
+        assert!(three.is_some_and(|line| !line.is_empty()), "{error}");
+    }
+    assert_eq!(cloud.store.received("UploadPart"), 0);
+    assert_nothing_left();
+    source.assert_untouched();
+}
+
+/// Kills a migration `kills` times in each of `phases`, each in a job of its own, resumes it, and holds it against a
+/// migration that was left alone. Returns the last job's object, as an image file.
+#[cfg(feature = "fault-points")]
+fn killed_and_resumed(phases: &[(&str, u64)], kills: usize) -> (Source, tempfile::TempDir, PathBuf) {
+    let cloud = Cloud::start();
+    let source = Source::new(&[]);
+    let mut random = images::Random(images::seed());
+    let whole = result(&cloud.migrate("whole", &source.device.path, &[]).output().unwrap());
+    let image_bytes = whole["results"]["image_bytes"].as_u64().unwrap();
+    verify(&cloud, whole["job"].as_str().unwrap());
+
+    let mut last = String::new();
+    for (phase, points) in phases {
+        for kill in 0..kills {
+            let name = format!("killed-{phase}-{kill}");
+            let before = cloud.store.received("UploadPart");
+            let at = 1 + random.below(*points);
+            let mut command = cloud.migrate(&name, &source.device.path, &[]);
+            let output = command.env("HAUL_FAULT", format!("{phase}:{at}")).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.signal(), Some(9), "{phase}:{at} was not reached: {said}");
+            let job = cloud.job();
+            println!("{name}: killed at {phase}:{at}");
+            assert_nothing_left();
+            let resumed = result(&cloud.haul(&["migrate", "--resume", &job]).output().unwrap());
+            let bytes = resumed["results"]["image_bytes"].as_u64().unwrap();
+            assert_eq!(resumed["results"]["source_root"], whole["results"]["source_root"], "{name}");
+            let sent = cloud.store.received("UploadPart") - before;
+            println!("{name}: {sent} bytes sent for an object of {bytes}");
+            // Four parts may have been under way, and the first is sent last.
+            assert!(sent <= bytes + 5 * (PART + (2 << 20)), "{name}: {sent} of {bytes} bytes were sent");
+            assert!(bytes.abs_diff(image_bytes) < image_bytes / 50, "{name}: {bytes}, {image_bytes}");
+            verify(&cloud, &job);
+            let id = resumed["image"].as_str().unwrap();
+            let found = cloud.cvm().image_by_name(&name).unwrap().unwrap();
+            assert_eq!((found.image_id.as_str(), found.image_state.as_str()), (id, "NORMAL"));
+            assert!(cloud.cvm().image_by_name(&name).unwrap().is_some());
+            assert!(resumed["results"]["proofs"].as_array().is_some_and(|proofs| !proofs.is_empty()));
+            last = job;
+        }
+    }
+    // Each job has one image: none was made twice.
+    assert_eq!(cloud.images(), 1 + phases.len() * kills);
+    source.assert_untouched();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image.qcow2");
+    let object = format!("cos://{BUCKET}/{last}.qcow2");
+    result(&cloud.haul(&["convert", "--all-blocks", &object, text(&image)]).output().unwrap());
+    run("qemu-img", &["check", "-q", text(&image)]);
+    (source, dir, image)
+}
+
+#[cfg(feature = "fault-points")]
+impl Cloud {
+    /// How many images there are.
+    fn images(&self) -> usize {
+        let filter = serde_json::json!({"Name": "image-type", "Values": ["PRIVATE_IMAGE"]});
+        let asked = serde_json::json!({"Filters": [filter], "Limit": 100});
+        let answer = self.cvm().client().call("DescribeImages", &asked, Repeat::Freely).unwrap();
+        usize::try_from(answer["TotalCount"].as_u64().unwrap()).unwrap()
+    }
+}
+
+/// About how many places of each phase there are to be killed at: fewer, never more, or a test would say so.
+#[cfg(feature = "fault-points")]
+const PHASES: [(&str, u64); 5] = [("read", 200), ("fix", 13), ("upload", 16), ("complete", 6), ("import", 6)];
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn a_migration_killed_in_any_phase_resumes_to_one_image_of_the_same_source() {
+    killed_and_resumed(&PHASES, 1);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
+fn a_migration_killed_three_times_in_each_phase_resumes_and_boots() {
+    for phase in PHASES {
+        let (source, _dir, image) = killed_and_resumed(&[phase], 3);
+        boots_as_itself(&image, &source.identity);
+    }
+}
+
+#[cfg(feature = "fault-points")]
+fn boots_as_itself(image: &Path, identity: &Value) {
+    use haul::boot::{Accelerator, Expect, Format, Machine, State};
+    let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
+    lock.lock().unwrap();
+    let machine = Machine { accelerator: Accelerator::Tcg, ..Machine::new(image, Format::Qcow2) };
+    let expect = Expect::Marker("HAUL-BEACON up".into());
+    let (time, log) = (Duration::from_secs(400), image.with_extension("console.log"));
+    let programs = haul::host::programs::Programs::default();
+    let outcome =
+        haul::boot::run(&programs, &machine, expect, time, &log, &haul::monitor::Tally::default()).unwrap();
+    assert_eq!(outcome.verdict.state, State::Up, "{:?}", outcome.verdict);
+    let evidence = &outcome.verdict.evidence;
+    for (key, value) in identity.as_object().unwrap() {
+        let word = format!(" {key}={} ", value.as_str().unwrap());
+        assert!(evidence.contains(&word), "no{word}in {evidence}");
+    }
+    assert!(evidence.contains(" root=/dev/vda1 ") && evidence.contains(" failed= "), "{evidence}");
+}
