@@ -6,19 +6,20 @@ out=docs/evidence.md
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 commit=$(git rev-parse --short HEAD)
+command="cargo test --features fault-points -- --ignored --nocapture --test-threads 1"
+failed=0
+$command 2>&1 | tee "$log" || failed=1
 {
   printf '# Evidence\n\nWritten by `scripts/test.sh --long` at commit %s on %s: %s cpus, Linux %s.\n\n' \
     "$commit" "$(date -u +%F)" "$(nproc)" "$(uname -r)"
-  printf '| what | result | command |\n| --- | --- | --- |\n'
+  printf '## Long tests\n\n`%s`\n\n| what | result |\n| --- | --- |\n' "$command"
+  # With --nocapture a result may follow on a later line than its name.
+  awk '/^test [a-z_0-9]+ \.\.\. / { name = $2 }
+       /(^| )(ok|FAILED)$/ && name != "" { result = $NF; gsub("_", " ", name); print "| " name " | " result " |"; name = "" }' "$log"
+  printf '\nFigures, as the tests print them:\n\n```\n'
+  grep -oE '(HAUL_SEED=|figure: ).*' "$log" | sed 's/^figure: //' || true
+  printf '```\n'
 } > "$out"
-failed=0
-for suite in boot guests lab_cvm_boot store; do
-  command="cargo test --features fault-points --test $suite -- --ignored --test-threads 1"
-  $command 2>&1 | tee "$log" || failed=1
-  sed -nE 's/^test (.*) \.\.\. (ok|FAILED).*/\1 \2/p' "$log" | while read -r name result; do
-    printf '| %s | %s | `%s` |\n' "${name//_/ }" "$result" "$command" >> "$out"
-  done
-done
 scripts/bench.sh | tee "$log" || failed=1
 { printf '\n## Benchmark\n\n`scripts/bench.sh`\n\n```\n'; cat "$log"; printf '```\n'; } >> "$out"
 exit "$failed"

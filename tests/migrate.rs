@@ -175,13 +175,13 @@ fn killed_and_resumed(phases: &[(&str, u64)], kills: usize) -> (Source, tempfile
             let said = String::from_utf8_lossy(&output.stdout);
             assert_eq!(output.status.signal(), Some(9), "{phase}:{at} was not reached: {said}");
             let job = cloud.job();
-            println!("{name}: killed at {phase}:{at}");
+            println!("figure: {name}: killed at {phase}:{at}");
             assert_nothing_left();
             let resumed = result(&cloud.haul(&["migrate", "--resume", &job]).output().unwrap());
             let bytes = resumed["results"]["image_bytes"].as_u64().unwrap();
             assert_eq!(resumed["results"]["source_root"], whole["results"]["source_root"], "{name}");
             let sent = cloud.store.received("UploadPart") - before;
-            println!("{name}: {sent} bytes sent for an object of {bytes}");
+            println!("figure: {name}: {sent} bytes sent for an object of {bytes}");
             // At most four parts were under way; a part ends at the first batch border after its size.
             assert!(sent <= bytes + 4 * (PART + (2 << 20)), "{name}: {sent} of {bytes} bytes were sent");
             assert!(bytes.abs_diff(image_bytes) < image_bytes / 50, "{name}: {bytes}, {image_bytes}");
@@ -237,6 +237,7 @@ fn boots_as_itself(image: &Path, identity: &Value) {
     let outcome =
         haul::boot::run(&programs, &machine, expect, time, &log, &haul::monitor::Tally::default()).unwrap();
     assert_eq!(outcome.verdict.state, State::Up, "{:?}", outcome.verdict);
+    println!("figure: the image boots in {} s: {}", outcome.elapsed.as_secs(), outcome.verdict.evidence);
     let evidence = &outcome.verdict.evidence;
     for (key, value) in identity.as_object().unwrap() {
         let word = format!(" {key}={} ", value.as_str().unwrap());
