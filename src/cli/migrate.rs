@@ -38,7 +38,7 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "image")]
     to: To,
     /// The bucket that holds the image until it is imported
-    #[arg(long, env = "HAUL_BUCKET", value_name = "BUCKET", required_unless_present = "resume")]
+    #[arg(long, env = "HAUL_BUCKET", value_name = "BUCKET")]
     bucket: Option<String>,
     /// The object's key (default: the job's id)
     #[arg(long, value_name = "KEY")]
@@ -125,7 +125,10 @@ enum Method {
 impl Arguments {
     fn options(&self) -> Result<Options> {
         let To::Image = self.to;
-        let missing = || Error::new(Kind::Usage, "usage.missing", "SRC and --bucket are needed");
+        let missing = || {
+            Error::new(Kind::Usage, "usage.missing", "a migration needs SRC and a bucket")
+                .remedy("name the bucket with --bucket, HAUL_BUCKET or `bucket` in the configuration file")
+        };
         if self.compress == Method::Zstd && !self.force {
             return Err(Error::new(
                 Kind::Usage,

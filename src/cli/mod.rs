@@ -3,6 +3,7 @@
 mod boot;
 mod check;
 mod compare;
+mod config;
 mod convert;
 #[cfg(feature = "net")]
 mod import;
@@ -21,12 +22,14 @@ mod progress;
 mod upload;
 mod verify;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::config::file::File;
 use crate::error::{Error, Kind, Result};
 use output::Output;
 
@@ -61,6 +64,9 @@ struct Global {
     /// Say more on standard error; twice for debugging
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Read defaults from this file (default: /etc/haul/haul.toml, if it is there)
+    #[arg(long, global = true, env = "HAUL_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -71,6 +77,7 @@ enum Command {
     Verify(verify::Arguments),
     Check(check::Arguments),
     Plan(plan::Arguments),
+    Config(config::Arguments),
     Boot(boot::Arguments),
     #[cfg(feature = "net")]
     Migrate(Box<migrate::Arguments>),
@@ -86,7 +93,15 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let file = match File::find(std::env::args_os(), std::env::var_os("HAUL_CONFIG")) {
+        Ok(file) => file,
+        Err(error) => {
+            Output::new(false, false).error(&error);
+            return ExitCode::from(error.kind().exit_code());
+        }
+    };
+    let matches = config::with_defaults(Arguments::command(), &file).try_get_matches();
+    let arguments = match matches.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version are no errors; clap prints each where it belongs.
@@ -96,7 +111,7 @@ pub fn main() -> ExitCode {
     };
     start_log(arguments.global.verbose);
     let output = Output::new(arguments.global.json, arguments.global.quiet);
-    let outcome = stop_on_signal().and_then(|stop| run(&arguments.command, &output, &stop));
+    let outcome = stop_on_signal().and_then(|stop| run(&arguments.command, &file, &output, &stop));
     match outcome {
         Ok(()) if let Some(kind) = output.failed() => ExitCode::from(kind.exit_code()),
         Ok(()) if output.warned() => ExitCode::from(WITH_WARNINGS),
@@ -108,13 +123,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
+fn run(command: &Command, file: &File, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     match command {
         Command::Inspect(arguments) => inspect::run(arguments, output, stop),
         Command::Convert(arguments) => convert::run(arguments, output, stop),
         Command::Compare(arguments) => compare::run(arguments, output, stop),
         Command::Verify(arguments) => verify::run(arguments, output, stop),
         Command::Check(arguments) => check::run(arguments, output),
+        Command::Config(arguments) => config::run(arguments, file, output),
         Command::Plan(arguments) => plan::run(arguments, output, stop),
         Command::Boot(arguments) => boot::run(arguments, output),
         #[cfg(feature = "net")]

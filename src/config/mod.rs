@@ -1,4 +1,6 @@
-//! The options that commands share: flag, then environment, then default.
+//! The options that commands share: flag, then environment, then configuration file, then default.
+
+pub mod file;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
