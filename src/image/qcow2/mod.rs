@@ -4,6 +4,7 @@ mod codec;
 pub mod header;
 mod metadata;
 mod reader;
+pub mod round;
 pub mod table;
 mod unpack;
 pub mod writer;

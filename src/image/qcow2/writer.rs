@@ -19,14 +19,14 @@ use crate::io::batch::{Cell, Encoder, HashedBatch, Pack, PackedBatch, Piece};
 use crate::io::{AlignedBuf, is_zero};
 use crate::unit::{Extent, to_usize};
 
-const GEOMETRY: Geometry = Geometry { cluster_bits: 16, extended: false };
+pub(super) const GEOMETRY: Geometry = Geometry { cluster_bits: 16, extended: false };
 /// Bytes of a cluster.
 pub const CLUSTER: u64 = GEOMETRY.cluster_size();
 const CLUSTER_BYTES: usize = to_usize(CLUSTER);
 /// Entries of an L2 table: 512 MiB of the disk.
-const L2_ENTRIES: u64 = GEOMETRY.l2_entries();
+pub(super) const L2_ENTRIES: u64 = GEOMETRY.l2_entries();
 /// Entries of a refcount block: 2 GiB of the file.
-const REFCOUNTS: u64 = CLUSTER / 2;
+pub(super) const REFCOUNTS: u64 = CLUSTER / 2;
 /// A compressed cluster is stored only when it saves at least a sector, as QEMU does.
 const WORTH_STORING: usize = to_usize(compressed_limit(GEOMETRY));
 
@@ -77,6 +77,15 @@ impl Writer {
         };
         writer.count(Extent::new(0, writer.position));
         Ok(writer)
+    }
+
+    /// A packer of clusters compressed so.
+    pub(super) fn packer_of(compress: Compress) -> Result<Box<dyn Pack>> {
+        Ok(match compress {
+            Compress::None => Box::new(PlainPacker),
+            Compress::Zlib => Box::new(CompressingPacker::new(Deflate::new())),
+            Compress::Zstd => Box::new(CompressingPacker::new(Zstd::new()?)),
+        })
     }
 
     /// Adds one reference to each cluster that `extent` of the file touches.
@@ -188,11 +197,11 @@ impl Writer {
     }
 }
 
-fn block_bytes(counts: &[u16]) -> Vec<u8> {
+pub(super) fn block_bytes(counts: &[u16]) -> Vec<u8> {
     counts.iter().flat_map(|count| count.to_be_bytes()).collect()
 }
 
-fn big_endian(entries: &[u64]) -> Vec<u8> {
+pub(super) fn big_endian(entries: &[u64]) -> Vec<u8> {
     entries.iter().flat_map(|entry| entry.to_be_bytes()).collect()
 }
 
@@ -255,11 +264,7 @@ impl Encoder for Writer {
     }
 
     fn packer(&self) -> Result<Box<dyn Pack>> {
-        Ok(match self.compress {
-            Compress::None => Box::new(PlainPacker),
-            Compress::Zlib => Box::new(CompressingPacker::new(Deflate::new())),
-            Compress::Zstd => Box::new(CompressingPacker::new(Zstd::new()?)),
-        })
+        Writer::packer_of(self.compress)
     }
 
     fn cells_matter(&self) -> bool {
