@@ -14,7 +14,7 @@ $command 2>&1 | tee "$log" || failed=1
     "$commit" "$(date -u +%F)" "$(nproc)" "$(uname -r)"
   printf '## Long tests\n\n`%s`\n\n| what | result |\n| --- | --- |\n' "$command"
   # With --nocapture a result may follow on a later line than its name.
-  awk '/^test [a-z_0-9]+ \.\.\. / { name = $2 }
+  awk '/^test [a-z_0-9:]+ \.\.\. / { name = $2 }
        /(^| )(ok|FAILED)$/ && name != "" { result = $NF; gsub("_", " ", name); print "| " name " | " result " |"; name = "" }' "$log"
   printf '\nFigures, as the tests print them:\n\n```\n'
   grep -oE '(HAUL_SEED=|figure: ).*' "$log" | sed 's/^figure: //' || true

@@ -71,6 +71,7 @@ fn copy<'a>(source: &'a Source, store: Arc<dyn ObjectStore>, folder: &Path, form
         journal: folder.join("journal"),
         manifest: folder.join("manifest"),
         threads: 2,
+        base: None,
     }
 }
 

@@ -10,13 +10,16 @@ use clap::ValueEnum;
 
 use super::input::Input;
 use super::output::Output;
+use super::progress::Progress;
 use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
 use crate::guest;
 use crate::image::{Compress, Format};
 use crate::job::convert::{self, Convert};
 use crate::job::copy::Settings;
-use crate::monitor::{Counter, Monitor};
+use crate::job::round::{self, Finished, Updated};
+use crate::job::source;
+use crate::monitor::{Counter, Level, Monitor};
 use crate::source::OnReadError;
 use crate::unit::bytes::human;
 
@@ -54,6 +57,9 @@ pub struct Arguments {
     /// Replace DST if it exists
     #[arg(long)]
     force: bool,
+    /// Bring DST, a qcow2 copy of SRC made before, up to date: only what changed is appended
+    #[arg(long, conflicts_with_all = ["fix", "force", "to", "compress", "dry_run"])]
+    update: bool,
     /// Go on with an interrupted conversion of the same SRC with the same options
     #[arg(long)]
     resume: bool,
@@ -112,11 +118,48 @@ impl Arguments {
                 },
             },
             inconsistent: self.inconsistent,
-            force: self.force,
+            force: self.force || self.update,
             resume: self.resume,
             fix: self.fix.then(guest::Options::default),
             threads: self.threads.unwrap_or_else(super::default_threads),
         })
+    }
+}
+
+/// Appends a round to DST; false when a whole copy is due instead.
+fn update(
+    arguments: &Arguments,
+    job: &mut Convert,
+    output: &Output,
+    stop: &Arc<AtomicBool>,
+    progress: &Arc<Progress>,
+) -> Result<bool> {
+    let monitor: Arc<dyn Monitor> = progress.clone();
+    let finished = Finished {
+        copy: job.destination.clone(),
+        cloud: job.cloud.clone(),
+        resume: job.resume,
+        threads: job.threads,
+    };
+    let options = source::Options {
+        format: job.source_format,
+        gate: &job.gate,
+        all_blocks: job.settings.all_blocks,
+        inconsistent: arguments.inconsistent,
+    };
+    let updated = round::update(&finished, &job.source, &options, stop, &monitor);
+    progress.finish();
+    match updated? {
+        Updated::Round(report) => {
+            output.result(&report, &super::fix::text(&report));
+            Ok(true)
+        }
+        Updated::Dead { bytes, settings } => {
+            job.settings = settings;
+            let dead = human(bytes);
+            monitor.note(Level::Info, &format!("{dead} of the image are dead: a whole copy is made"));
+            Ok(false)
+        }
     }
 }
 
@@ -127,9 +170,12 @@ fn format_by_extension(name: &OsStr) -> Format {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
-    let job = arguments.job()?;
+    let mut job = arguments.job()?;
     let progress = Arc::new(output.progress());
     let monitor: Arc<dyn Monitor> = progress.clone();
+    if arguments.update && update(arguments, &mut job, output, stop, &progress)? {
+        return Ok(());
+    }
     if arguments.dry_run {
         let plan = convert::dry_run(&job, stop, &monitor)?;
         progress.finish();

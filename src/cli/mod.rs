@@ -5,6 +5,7 @@ mod check;
 mod compare;
 mod config;
 mod convert;
+mod fix;
 #[cfg(feature = "net")]
 mod import;
 mod input;
@@ -77,6 +78,8 @@ enum Command {
     Verify(verify::Arguments),
     Check(check::Arguments),
     Plan(plan::Arguments),
+    Fix(fix::Fix),
+    Undo(fix::Undo),
     Config(config::Arguments),
     Boot(boot::Arguments),
     #[cfg(feature = "net")]
@@ -130,6 +133,8 @@ fn run(command: &Command, file: &File, output: &Output, stop: &Arc<AtomicBool>) 
         Command::Compare(arguments) => compare::run(arguments, output, stop),
         Command::Verify(arguments) => verify::run(arguments, output, stop),
         Command::Check(arguments) => check::run(arguments, output),
+        Command::Fix(arguments) => fix::run(arguments, output, stop),
+        Command::Undo(arguments) => fix::undo(arguments, output, stop),
         Command::Config(arguments) => config::run(arguments, file, output),
         Command::Plan(arguments) => plan::run(arguments, output, stop),
         Command::Boot(arguments) => boot::run(arguments, output),

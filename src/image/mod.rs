@@ -156,3 +156,13 @@ pub enum Compress {
     /// Zstandard: faster, but importers and QEMU before 5.1 refuse it.
     Zstd,
 }
+
+impl fmt::Display for Compress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Compress::None => "none",
+            Compress::Zlib => "zlib",
+            Compress::Zstd => "zstd",
+        })
+    }
+}

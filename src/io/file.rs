@@ -21,7 +21,7 @@ pub struct DiskFile {
 }
 
 /// What tells one state of a source from another: a resumed job must find the same.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Identity {
     /// Canonical path; for an object its URL and entity tag.
     pub path: String,

@@ -107,6 +107,37 @@ impl<T: ReadAt> ReadAt for Window<T> {
     }
 }
 
+/// A disk whose first bytes are others.
+pub struct Patched<T> {
+    base: T,
+    front: Vec<u8>,
+}
+
+impl<T: ReadAt> Patched<T> {
+    /// `base`, which begins with `front` instead of its own bytes.
+    pub fn new(base: T, front: Vec<u8>) -> Self {
+        Patched { base, front }
+    }
+}
+
+impl<T: ReadAt> ReadAt for Patched<T> {
+    fn size(&self) -> u64 {
+        self.base.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.base.read_at(buf, offset)?;
+        let front = self.front.get(crate::unit::to_usize(offset)..).unwrap_or_default();
+        let n = front.len().min(buf.len());
+        buf[..n].copy_from_slice(&front[..n]);
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.base.name()
+    }
+}
+
 /// Refuses a read that leaves the disk; every implementation of [`ReadAt::read_at`] starts with it.
 pub fn check_range(disk: &(impl ReadAt + ?Sized), len: usize, offset: u64) -> Result<()> {
     match offset.checked_add(len as u64) {

@@ -3,7 +3,6 @@
 //! Beside a destination file `D` live `D.haul-part`, the image so far, and `D.haul-journal`; both go when the job ends.
 //! Beside an object's name, in the current folder, lie its journal and what of it must wait.
 
-use std::cell::Cell;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,9 +14,11 @@ use serde::Serialize;
 use super::copy::{Copy, Settings, Target};
 use super::fix;
 use super::open::Opener;
+use super::round;
 #[cfg(feature = "net")]
 use super::services::Services;
 use super::source::{self, Source};
+use super::work::WorkFolder;
 use crate::config::{Cloud, Location};
 use crate::error::{Error, Kind, Result};
 use crate::guest;
@@ -90,11 +91,11 @@ pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>
     let mut source = open(job, stop, monitor)?;
     let mut fixes = None;
     // What waits or is fixed lies beside the destination, and goes with this value.
-    let work = WorkFolder::make(work_path(&beside), job.resume)?;
+    let work = WorkFolder::beside(&beside, job.resume)?;
     if let Some(options) = &job.fix {
         let guest = guest::inspect(source.disk().clone())?;
         let plan = fix::plan(&guest, options, &**monitor)?;
-        let (fixed, done) = fix::fix(source, plan, &work.path, &**monitor)?;
+        let (fixed, done) = fix::fix(source, plan, work.path(), &**monitor)?;
         source = fixed;
         fixes = Some(done.plan.to_string());
     }
@@ -105,6 +106,7 @@ pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>
         journal: with_suffix(&beside, ".haul-journal"),
         manifest: with_suffix(&beside, ".manifest"),
         threads: job.threads,
+        base: None,
     };
     let copied = match copy.run(job.resume, stop, monitor) {
         Ok(copied) => copied,
@@ -119,6 +121,7 @@ pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>
         }
     };
     copy.clear();
+    round::forget(&beside);
     let head = copied.manifest.head;
     Ok(Report {
         destination: job.destination.clone(),
@@ -133,50 +136,6 @@ pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>
         inconsistent: head.inconsistent,
         fixes,
     })
-}
-
-fn work_path(beside: &Path) -> PathBuf {
-    with_suffix(beside, ".haul-work")
-}
-
-/// The folder of a conversion's overlay and of parts that must wait, `D.haul-work`; removed when dropped, unless kept
-/// for a resumed run.
-struct WorkFolder {
-    path: PathBuf,
-    kept: Cell<bool>,
-}
-
-impl WorkFolder {
-    /// Makes the folder; what an earlier run left in it counts only for a resumed one.
-    fn make(path: PathBuf, resume: bool) -> Result<Self> {
-        if !resume {
-            let _ = fs::remove_dir_all(&path);
-        }
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::new(
-                    Kind::Destination,
-                    "convert.folder",
-                    format!("cannot make {}", path.display()),
-                )
-                .caused_by(error));
-            }
-            _ => {}
-        }
-        Ok(WorkFolder { path, kept: Cell::new(false) })
-    }
-
-    fn keep(&self) {
-        self.kept.set(true);
-    }
-}
-
-impl Drop for WorkFolder {
-    fn drop(&mut self) {
-        if !self.kept.get() {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
 }
 
 fn open(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<Source> {
@@ -230,7 +189,7 @@ fn target(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> 
             if !job.force && !job.is_resumed() && store.head(&url.key)?.is_some() {
                 return Err(job.refuse("it exists", "name another object, or replace it with --force"));
             }
-            Ok(Target::Object { store, key: url.key.clone(), folder: work_path(&job.beside()) })
+            Ok(Target::Object { store, key: url.key.clone(), folder: WorkFolder::path_beside(&job.beside()) })
         }
         #[cfg(not(feature = "net"))]
         Location::Object(_) => {

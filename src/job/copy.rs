@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 use super::source::Source;
 use crate::error::{Error, Kind, Result};
 use crate::image::{self, Compress, Format};
-use crate::io::OutFile;
 use crate::io::batch::{Encoder, Geometry};
 use crate::io::file::Identity;
+use crate::io::{OutFile, ReadAt};
 use crate::manifest::journal::{Journal, Record};
 use crate::manifest::survey::Survey;
-use crate::manifest::{Head, Manifest, Sealer};
+use crate::manifest::{Head, Manifest, Sealer, merge};
 use crate::monitor::Monitor;
 use crate::pipeline;
 use crate::sink::image_file::{self, ImageFile};
 #[cfg(feature = "net")]
-use crate::sink::object::{self, ObjectImage};
+use crate::sink::object::{self, ObjectImage, RoundBase};
 use crate::sink::{Destination, ImageSink, Sealed, Sink};
 use crate::source::OnReadError;
 #[cfg(feature = "net")]
 use crate::store::{ObjectStore, Upload};
-use crate::unit::{Extent, fault};
+use crate::unit::{Extent, ExtentMap, fault};
 
 /// How to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +75,23 @@ pub struct Copy<'a> {
     pub manifest: PathBuf,
     /// Worker threads.
     pub threads: usize,
+    /// The finished copy that this one brings up to date.
+    pub base: Option<Base>,
+}
+
+/// A finished copy, as a round finds it.
+pub struct Base {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// The image as it is, whatever is appended to its file meanwhile.
+    pub image: Arc<dyn ReadAt>,
+    /// The object it is, if it is one.
+    #[cfg(feature = "net")]
+    pub object: Option<RoundBase>,
+    /// What the round sets, in whole chunks.
+    pub changed: ExtentMap,
+    /// Whether it is the copy alone that changes: its source stays what the manifest says.
+    pub fixes: bool,
 }
 
 /// The part of a copy that a resumed run must share with the run it continues; kept in the journal.
@@ -84,6 +101,8 @@ struct Parameters {
     settings: Settings,
     size: u64,
     amended: Vec<(u64, u64)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base: Option<String>,
 }
 
 /// A copy that exists under its name.
@@ -119,7 +138,9 @@ impl Copy<'_> {
             }
         };
         fault::point("complete");
-        self.source.check_unchanged()?;
+        if self.base.as_ref().is_none_or(|base| !base.fixes) {
+            self.source.check_unchanged()?;
+        }
         let unreadable: Vec<_> = blocks.unreadable().iter().map(|run| (run.start, run.end)).collect();
         let manifest = self.seal(&sealed, unreadable.clone())?;
         fault::point("complete");
@@ -130,7 +151,12 @@ impl Copy<'_> {
 
     fn parameters(&self) -> Parameters {
         Parameters {
-            source: self.source.identity().clone(),
+            source: match &self.base {
+                // It is the copy itself, which grows.
+                Some(base) if base.fixes => Identity::default(),
+                _ => self.source.identity().clone(),
+            },
+            base: self.base.as_ref().map(Base::identity),
             settings: self.settings,
             size: self.source.size(),
             amended: self.source.amended().iter().map(|run| (run.start, run.end)).collect(),
@@ -139,6 +165,10 @@ impl Copy<'_> {
 
     fn encoder(&self) -> Result<Box<dyn Encoder>> {
         let size = self.source.size();
+        if let Some(base) = &self.base {
+            let (image, changed) = (base.image.clone(), base.changed.clone());
+            return Ok(Box::new(image::qcow2::round::Round::new(image, self.settings.compress, changed)?));
+        }
         Ok(match self.settings.format {
             Format::Raw => Box::new(image::raw::writer::Writer::new(size)),
             Format::Qcow2 => Box::new(image::qcow2::writer::Writer::new(size, self.settings.compress)?),
@@ -152,18 +182,26 @@ impl Copy<'_> {
             Error::new(Kind::Internal, "journal.encode", "cannot encode the job's parameters")
                 .caused_by(error)
         })?;
-        let front = encoder.front_len();
         let destination: (Box<dyn Destination>, _) = match &self.target {
             Target::File { part, name } => {
-                let file = OutFile::create(part)?;
+                let file = match &self.base {
+                    Some(_) => OutFile::reopen(part)?,
+                    None => OutFile::create(part)?,
+                };
+                let position = encoder.position();
+                file.set_len(if self.base.is_some() { position } else { 0 })?;
                 let journal = Arc::new(Journal::create(&self.journal, &json)?);
-                (Box::new(ImageFile::at(file, name, front, journal.clone())?), journal)
+                (Box::new(ImageFile::at(file, name, position, journal.clone())?), journal)
             }
             #[cfg(feature = "net")]
             Target::Object { store, key, folder } => {
                 let journal = Arc::new(Journal::create(&self.journal, &json)?);
                 let context = self.context((store, key, folder), &journal, monitor);
-                (Box::new(ObjectImage::begin(context, front)?), journal)
+                let object = match self.base.as_ref().and_then(|base| base.object.as_ref()) {
+                    Some(base) => ObjectImage::begin_round(context, base, encoder.front_len())?,
+                    None => ObjectImage::begin(context, encoder.front_len())?,
+                };
+                (Box::new(object), journal)
             }
         };
         #[cfg(not(feature = "net"))]
@@ -199,7 +237,7 @@ impl Copy<'_> {
                 ObjectImage::safe(&**store, key, folder, encoder.front_len(), survey)?
             }
         };
-        if safe == 0 {
+        if safe == 0 || (self.base.is_some() && safe < encoder.position()) {
             self.abort_uploads();
             return self.start(monitor);
         }
@@ -253,6 +291,14 @@ impl Copy<'_> {
         #[cfg(not(feature = "net"))]
         let _ = survey;
         match &self.target {
+            Target::File { part, .. } if self.base.is_some() => {
+                let mut encoder = self.encoder()?;
+                survey.batches(&self.journal, |batch| {
+                    encoder.put(Extent::new(batch.start, batch.end), &batch.cells).map(drop)
+                })?;
+                let (_, front) = encoder.finish()?;
+                Ok(image_file::switch(Arc::new(OutFile::reopen(part)?), front, bytes))
+            }
             Target::File { part, name } => Ok(image_file::sealed(part, name, bytes)),
             #[cfg(feature = "net")]
             Target::Object { store, key, .. } => {
@@ -273,11 +319,26 @@ impl Copy<'_> {
     fn seal(&self, sealed: &Sealed, unreadable: Vec<(u64, u64)>) -> Result<Manifest> {
         let survey = Survey::of(&self.journal)?;
         let mut sealer = Sealer::begin(&self.manifest, Geometry::of(self.source.size()))?;
-        survey.batches(&self.journal, |batch| sealer.add(&batch))?;
+        if let Some(base) = &self.base {
+            let mut round = merge::Round::of(&base.manifest, &base.changed, base.fixes)?;
+            survey.batches(&self.journal, |batch| round.put(&batch, &mut sealer))?;
+            round.finish(&mut sealer)?;
+        } else {
+            survey.batches(&self.journal, |batch| sealer.add(&batch))?;
+        }
+        if let Some(base) = self.base.as_ref().filter(|base| base.fixes) {
+            let old = &base.manifest.head;
+            let mut amended: ExtentMap =
+                old.amended.iter().map(|(start, end)| Extent::new(*start, *end)).collect();
+            base.changed.iter().for_each(|run| amended.insert(run));
+            let head = Head { image_bytes: sealed.bytes, crc64: sealed.crc64, ..old.clone() };
+            return sealer.seal(head, &amended);
+        }
         let head = Head {
             source: self.source.name(),
             inconsistent: self.source.in_use(),
             format: self.settings.format.to_string(),
+            compression: Some(self.settings.compress.to_string()),
             image_bytes: sealed.bytes,
             crc64: sealed.crc64,
             unreadable,
@@ -301,10 +362,14 @@ impl Copy<'_> {
 
     /// Removes what an unfinished copy left; nothing else refers to it.
     pub fn discard(&self) {
-        match &self.target {
-            Target::File { part, .. } => remove(part),
+        match (&self.target, &self.base) {
+            // Without its new front the image is the old one; what was appended goes.
+            (Target::File { part, .. }, Some(base)) => {
+                let _ = OutFile::reopen(part).and_then(|file| file.set_len(base.manifest.head.image_bytes));
+            }
+            (Target::File { part, .. }, None) => remove(part),
             #[cfg(feature = "net")]
-            Target::Object { .. } => {}
+            (Target::Object { .. }, _) => {}
         }
         self.clear();
     }
@@ -317,6 +382,18 @@ impl Copy<'_> {
             remove(&folder.join("first-part"));
         }
         remove(&self.journal);
+    }
+}
+
+impl Base {
+    /// What tells this round from another.
+    fn identity(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for run in self.changed.iter() {
+            hasher.update(&run.start.to_le_bytes()).update(&run.end.to_le_bytes());
+        }
+        let head = &self.manifest.head;
+        format!("{} {} {}", head.image_root.0, head.image_bytes, hasher.finalize().to_hex())
     }
 }
 

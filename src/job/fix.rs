@@ -42,27 +42,38 @@ pub fn plan(guest: &Guest, options: &guest::Options, monitor: &dyn Monitor) -> R
 /// Makes `plan` in an overlay kept in `folder`, or takes up the one an earlier run sealed there; proves it, and lays
 /// it over `source`.
 pub fn fix(source: Source, plan: Plan, folder: &Path, monitor: &dyn Monitor) -> Result<(Source, Fixed)> {
+    let (overlay, proofs) = overlay(source.disk().clone(), &plan, folder, monitor)?;
+    let extents = overlay.dirty();
+    Ok((source.amend(overlay, extents), Fixed { plan, proofs }))
+}
+
+/// Makes `plan` in an overlay over `disk` kept in `folder`, or takes up the one an earlier run sealed there, and
+/// proves it.
+pub fn overlay(
+    disk: Arc<dyn ReadAt>,
+    plan: &Plan,
+    folder: &Path,
+    monitor: &dyn Monitor,
+) -> Result<(Arc<Overlay>, Vec<Proof>)> {
     let path = folder.join("overlay");
-    let overlay = match Overlay::reopen(source.disk().clone(), &path)? {
+    let overlay = match Overlay::reopen(disk.clone(), &path)? {
         Some(sealed) => Arc::new(sealed),
         None => {
-            let overlay = Arc::new(Overlay::create(source.disk().clone(), &path)?);
+            let overlay = Arc::new(Overlay::create(disk, &path)?);
             let work = folder.join("fix");
             std::fs::create_dir_all(&work).map_err(|error| {
                 Error::new(Kind::Destination, "fix.folder", format!("cannot make {}", work.display()))
                     .caused_by(error)
             })?;
-            guest::apply(&plan, &overlay, &guest::Setup::new(&work), monitor)?;
+            guest::apply(plan, &overlay, &guest::Setup::new(&work), monitor)?;
             overlay
         }
     };
-    let disk: Arc<dyn ReadAt> = overlay.clone();
-    let proofs = guest::prove(&plan, disk.clone())?;
+    let proofs = guest::prove(plan, overlay.clone())?;
     if let Some(broken) = proofs.iter().find(|proof| !proof.holds) {
         return Err(Error::new(Kind::Boot, "fix.unproven", "the fixed copy would not boot")
             .because(format!("it does not hold that {}", broken.claim))
             .remedy("run `haul plan` on the source, and report this with its output"));
     }
-    let extents = overlay.dirty();
-    Ok((source.amend(disk, extents), Fixed { plan, proofs }))
+    Ok((overlay, proofs))
 }

@@ -327,6 +327,7 @@ impl Run<'_> {
             journal: folder.join("journal"),
             manifest: folder.join("manifest"),
             threads: options.threads,
+            base: None,
         };
         let copied = self.timed("copy", |run| copy.run(true, run.stop, &run.monitor))?;
         let head = copied.manifest.head;

@@ -10,7 +10,9 @@ pub mod open;
 pub mod report;
 #[cfg(feature = "net")]
 pub mod services;
+pub mod round;
 pub mod source;
 pub mod state;
 #[cfg(feature = "net")]
 pub mod upload;
+mod work;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::open::Opened;
 use crate::error::{Error, Kind, Result};
-use crate::image::{Format, Gate, Image};
+use crate::image::{Format, Gate, Image, Info};
 use crate::io::ReadAt;
 use crate::io::file::Identity;
 use crate::layout::{self, Usage};
 use crate::monitor::{Level, Monitor};
-use crate::source::{Amended, BlockSource, OnReadError};
+use crate::source::{Amended, BlockSource, OnReadError, UsedView};
+use crate::unit::extents::Intersection;
 use crate::unit::{Extent, ExtentMap, Extents};
 
 /// A source opened, with the bytes of it that count, and what fix-ups change.
@@ -68,6 +69,33 @@ impl Source {
     pub fn amend(mut self, disk: Arc<dyn ReadAt>, extents: ExtentMap) -> Self {
         self.amended = Some((disk, extents));
         self
+    }
+
+    /// The same source, of which only what lies in `extents` is copied.
+    #[must_use]
+    pub fn restricted(mut self, extents: &ExtentMap) -> Self {
+        self.used = Arc::new(Intersection(self.used, extents.clone()));
+        self
+    }
+
+    /// A finished copy that `opened` holds as its own source: `disk`, of which `extents` are copied.
+    pub fn of_copy(opened: Opened, disk: Arc<dyn ReadAt>, extents: ExtentMap) -> Result<Self> {
+        let info =
+            Info { format: Format::Raw, virtual_size: disk.size(), file_size: disk.size(), qcow2: None };
+        Ok(Source {
+            identity: opened.identity()?,
+            opened,
+            image: Image { disk, format: Format::Raw, info },
+            used: Arc::new(extents),
+            volumes: Vec::new(),
+            in_use: false,
+            amended: None,
+        })
+    }
+
+    /// The disk as a copy holds it: what is not in use reads as zeroes.
+    pub fn view(&self) -> UsedView {
+        UsedView::new(self.image.disk.clone(), self.used.clone())
     }
 
     /// What to call it.

@@ -8,6 +8,7 @@
 //! source, but only for batches that were amended; elsewhere both are equal.
 
 pub mod journal;
+pub mod merge;
 pub mod survey;
 pub mod verify;
 
@@ -60,6 +61,9 @@ pub struct Head {
     pub unreadable: Vec<(u64, u64)>,
     /// Format of the copy: `raw` or `qcow2`.
     pub format: String,
+    /// How it was compressed: `none`, `zlib` or `zstd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<String>,
     /// Length of the image in bytes.
     pub image_bytes: u64,
     /// CRC-64/XZ of the image, where its store keeps one.
@@ -148,6 +152,14 @@ impl Manifest {
     /// How the disk is cut.
     pub fn geometry(&self) -> Geometry {
         Geometry { size: self.head.size, chunk: self.head.chunk }
+    }
+
+    /// The digests of the source's non-zero chunks in those batches that were amended, in order.
+    pub fn source_chunks(&self) -> Result<Chunks> {
+        let mut chunks = self.chunks()?;
+        chunks.by_ref().try_for_each(|entry| entry.map(drop))?;
+        chunks.ended = false;
+        Ok(chunks)
     }
 
     /// The digests of the copy's non-zero chunks, in order.

@@ -138,12 +138,23 @@ impl Destination for ImageFile {
         self.file.set_len(length)?;
         // Everything the front points to is safe before the front is.
         self.file.sync()?;
+        if self.file.path() == self.name {
+            return Ok(switch(self.file, front, length));
+        }
         if !front.is_empty() {
             self.file.write_at(&front, 0)?;
             self.file.sync()?;
         }
         Ok(sealed(self.file.path(), &self.name, length))
     }
+}
+
+/// An image to whose file, under its name already, a round was appended: with its new front it is the new one.
+pub fn switch(file: Arc<OutFile>, front: Vec<u8>, length: u64) -> Sealed {
+    Sealed::new(length, None, move || {
+        file.write_at(&front, 0)?;
+        file.sync()
+    })
 }
 
 /// The complete image file `part` of `length` bytes, which will be called `name`.

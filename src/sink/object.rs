@@ -18,13 +18,17 @@ use crate::manifest::journal::{Journal, PartRecord, Record};
 use crate::manifest::survey::Survey;
 use crate::monitor::{Counter, Monitor};
 use crate::store::part::{MAX_PART, part_target};
-use crate::store::{Body, ObjectStore, Part, Upload, crc64};
+use crate::store::{Body, CopySource, ObjectStore, Part, Upload, crc64};
 use crate::unit::{Extent, MIB, fault, to_usize};
 
 /// Bytes of the first part, the front included: small, because it is sent again at each change of the image.
 const FIRST_PART: u64 = 16 * MIB;
 /// Parts larger than this wait on disk, not in memory.
 const IN_MEMORY: u64 = 64 * MIB;
+/// The shortest run worth a part of its own when it is copied inside the store: stores refuse shorter parts.
+const MIN_COPY: u64 = 8 * MIB;
+/// The longest part copied inside the store: far below the 5 GiB that stores allow, so that one try is short.
+const MAX_COPY: u64 = 1024 * MIB;
 /// Zeroes from this length on may be cut: a hole of a raw image, never the padding of a table.
 const LONG_ZEROES: u64 = MIB;
 
@@ -116,6 +120,31 @@ fn spool_error(folder: &Path, error: std::io::Error) -> Error {
         .caused_by(error)
 }
 
+/// The object that a round begins with.
+#[derive(Clone, Debug)]
+pub struct RoundBase {
+    /// Its length in bytes, or less: what follows is left behind.
+    pub size: u64,
+    /// Its entity tag.
+    pub etag: String,
+    /// CRC-64/XZ of those bytes, if it is known.
+    pub crc64: Option<u64>,
+    /// The bytes at its start that the checksum counts in place of the object's own.
+    pub front: Option<Vec<u8>>,
+}
+
+/// The checksum of `range` of an object, by reading it.
+fn crc_of(store: &dyn ObjectStore, key: &str, etag: &str, range: Extent) -> Result<u64> {
+    let mut hasher = crc64::Hasher::new();
+    let mut at = range.start;
+    while at < range.end {
+        let bytes = store.get(key, Extent::new(at, (at + 8 * MIB).min(range.end)), Some(etag))?;
+        hasher.update(&bytes);
+        at += bytes.len() as u64;
+    }
+    Ok(hasher.finish())
+}
+
 impl ObjectImage {
     /// Begins the object, with `front` bytes left out at its start.
     pub fn begin(context: Context, front: u64) -> Result<Self> {
@@ -123,6 +152,55 @@ impl ObjectImage {
         context.journal.append(&Record::Upload { id: upload.id.clone() })?;
         context.journal.sync()?;
         Self::at(context, upload, front, front, BTreeMap::new())
+    }
+
+    /// Begins a round on the object of the same key as it is in `base`: its bytes are copied inside the store, but for
+    /// the first part, which is sent again last, with the new front. `front` bytes at its start are left out.
+    pub fn begin_round(context: Context, base: &RoundBase, front: u64) -> Result<Self> {
+        let Context { store, key, journal, .. } = &context;
+        let upload = store.begin(key)?;
+        journal.append(&Record::Upload { id: upload.id.clone() })?;
+        journal.sync()?;
+        // What would be too short for a part of its own goes with the first.
+        let first_end = if base.size < FIRST_PART + MIN_COPY { base.size } else { FIRST_PART };
+        let first = store.get(key, Extent::new(0, first_end), Some(&base.etag))?;
+        let held = first[to_usize(front)..].to_vec();
+        atomic::write(&first_path(&context.folder), &held)?;
+        let crc64 = crc64::of(&held);
+        let record = PartRecord { number: 1, start: front, end: first_end, etag: String::new(), crc64 };
+        journal.append(&Record::Part(record.clone()))?;
+        let mut done = BTreeMap::from([(1, record)]);
+        // The checksum of what is copied follows from that of the whole; it is put down with the last of its parts,
+        // and 0 with the others, which joins to the same.
+        let rest = base.size - first_end;
+        let copied_crc = match base.crc64 {
+            Some(whole) => {
+                let mut counted = first.to_vec();
+                if let Some(front) = &base.front {
+                    counted[..front.len()].copy_from_slice(front);
+                }
+                whole ^ crc64::combine(crc64::of(&counted), 0, rest)
+            }
+            None => crc_of(&**store, key, &base.etag, Extent::new(first_end, base.size))?,
+        };
+        let count = rest.div_ceil(MAX_COPY);
+        for (number, i) in (2..).zip(0..count) {
+            let range = Extent::new(first_end + rest * i / count, first_end + rest * (i + 1) / count);
+            let part = store.copy_part(
+                &upload,
+                number,
+                &CopySource { key: key.as_str(), etag: &base.etag, range },
+            )?;
+            let crc64 = if i + 1 == count { copied_crc } else { 0 };
+            let record = PartRecord { number, start: range.start, end: range.end, etag: part.etag, crc64 };
+            journal.append(&Record::Part(record.clone()))?;
+            done.insert(number, record);
+            fault::point("round");
+        }
+        journal.sync()?;
+        let mut object = Self::at(context, upload, 0, base.size, done)?;
+        object.first = Some(held);
+        Ok(object)
     }
 
     /// How many bytes of the image are safe in the store, by the journal and by the store itself; 0 when nothing is,

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::{Error, Kind, Result};
 use crate::io::batch::{Geometry, HashedBatch, RawBatch};
 use crate::io::buffer::ALIGN;
-use crate::io::{AlignedBuf, DataOf, ReadAt};
+use crate::io::{AlignedBuf, DataOf, ReadAt, check_range};
 use crate::monitor::{Counter, Level, Monitor};
+use crate::unit::extents::{Intersection, Union, collect};
 use crate::unit::{Extent, ExtentMap, Extents, KIB, fault, to_usize};
 
 /// What to do about sectors that cannot be read.
@@ -40,6 +41,43 @@ pub struct Amended {
     pub extents: ExtentMap,
 }
 
+/// A disk of which only the bytes in use show; the others read as zeroes.
+pub struct UsedView {
+    disk: Arc<dyn ReadAt>,
+    used: Arc<dyn Extents>,
+}
+
+impl UsedView {
+    /// `disk`, of which only the bytes in `used` show.
+    pub fn new(disk: Arc<dyn ReadAt>, used: Arc<dyn Extents>) -> Self {
+        UsedView { disk, used }
+    }
+}
+
+impl ReadAt for UsedView {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        check_range(self, buf.len(), offset)?;
+        let asked = Extent::at(offset, buf.len() as u64);
+        buf.fill(0);
+        for run in collect(&Intersection(&self.used, DataOf(&self.disk)), asked)?.iter() {
+            self.disk.read_at(&mut buf[range_in(asked, run)], run.start)?;
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Extent>> {
+        Intersection(&self.used, DataOf(&self.disk)).next_extent(from)
+    }
+
+    fn name(&self) -> String {
+        self.disk.name()
+    }
+}
+
 impl BlockSource {
     /// `disk`, of which only the bytes in `used` count.
     pub fn new(disk: Arc<dyn ReadAt>, used: Arc<dyn Extents>, on_error: OnReadError) -> Self {
@@ -65,11 +103,11 @@ impl BlockSource {
 
     /// The next run of bytes at or after `from` that must be looked at.
     pub fn next(&self, from: u64) -> Result<Option<Extent>> {
-        let wanted = crate::unit::extents::Intersection(&self.used, DataOf(&self.disk));
+        let wanted = Intersection(&self.used, DataOf(&self.disk));
         let end = Extent::new(0, self.disk.size());
         let next = match &self.amended {
             None => wanted.next_extent(from)?,
-            Some(amended) => crate::unit::extents::Union(wanted, &amended.extents).next_extent(from)?,
+            Some(amended) => Union(wanted, &amended.extents).next_extent(from)?,
         };
         Ok(next.map(|run| run.intersect(end)).filter(|run| !run.is_empty()))
     }
@@ -96,8 +134,8 @@ impl BlockSource {
 
     /// Fills `buf` with the used bytes of `extent` and zeroes; returns the bytes asked of the disk.
     fn read_used(&self, extent: Extent, buf: &mut [u8], monitor: &dyn Monitor) -> Result<u64> {
-        let wanted = crate::unit::extents::Intersection(&self.used, DataOf(&self.disk));
-        let wanted = crate::unit::extents::collect(&wanted, extent)?;
+        let wanted = Intersection(&self.used, DataOf(&self.disk));
+        let wanted = collect(&wanted, extent)?;
         let mut total = 0;
         let mut zeroed = 0;
         let mut runs = wanted.iter().peekable();

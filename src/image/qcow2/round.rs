@@ -21,7 +21,7 @@ use crate::io::{ReadAt, read_vec};
 use crate::unit::{Extent, ExtentMap, to_usize};
 
 /// Bytes at the start of the image that a round replaces: the header lies in the first 512 of them.
-const FRONT: u64 = 4096;
+pub const FRONT: u64 = 4096;
 /// The largest refcount table QEMU opens, in bytes (8 MiB: QCOW_MAX_REFTABLE_SIZE).
 const MAX_REFTABLE: u64 = 8 << 20;
 
@@ -297,6 +297,12 @@ fn shape(base: &dyn ReadAt, compress: Compress) -> Result<Header> {
         .because(why)
         .remedy("make the copy again as a whole")
         .fact("image", base.name()))
+}
+
+/// How the image in `base` compresses what is appended to it.
+pub fn compression(base: &dyn ReadAt) -> Result<Compress> {
+    let header = shape(base, Compress::None)?;
+    Ok(if header.compression == Compression::Zstd { Compress::Zstd } else { Compress::Zlib })
 }
 
 /// Bytes of the image in `base` that hold data of its disk; the rest is tables, and what earlier rounds replaced.
