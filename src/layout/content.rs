@@ -2,6 +2,7 @@
 
 use super::ext::{ExtInfo, Superblock};
 use super::field::{be16, bytes, has, le16, le32, le64};
+use super::lvm::{PvInfo, identify_pv};
 use super::swap::{self, SwapInfo};
 use crate::error::Result;
 use crate::io::{ReadAt, is_zero, read_vec};
@@ -24,7 +25,9 @@ pub enum Content {
     Ext(ExtInfo),
     /// A swap area.
     Swap(SwapInfo),
-    /// Something known by name only, such as `xfs` or `LVM2 physical volume`.
+    /// A physical volume of LVM2.
+    Lvm(PvInfo),
+    /// Something known by name only, such as `xfs` or `LUKS2`.
     Other(&'static str),
     /// Signs of more than one: the names, joined by "and".
     Ambiguous(String),
@@ -38,6 +41,7 @@ impl Content {
             Content::Unknown => "unknown",
             Content::Ext(ext) => ext.version,
             Content::Swap(_) => "swap",
+            Content::Lvm(_) => LVM,
             Content::Other(name) => name,
             Content::Ambiguous(names) => names,
         }
@@ -55,21 +59,24 @@ pub fn identify(volume: &dyn ReadAt) -> Result<Content> {
     found.extend(md_at_end(&tail, size - tail_at, size));
     let ext = Superblock::parse(&head);
     let swap = swap::parse(&head);
+    let lvm = identify_pv(volume, &head)?;
     if let Some(ext) = &ext {
         found.push(ext.info().version);
     }
     found.extend(swap.as_ref().map(|_| "swap"));
-    Ok(match (found.as_slice(), ext, swap) {
+    found.extend(lvm.as_ref().map(|_| LVM));
+    Ok(match (found.as_slice(), ext, swap, lvm) {
         ([], ..) if is_zero(&head) && is_zero(&tail) => Content::Empty,
         ([], ..) => Content::Unknown,
-        ([_], Some(ext), _) => Content::Ext(ext.info()),
-        ([_], _, Some(swap)) => Content::Swap(swap),
+        ([_], Some(ext), ..) => Content::Ext(ext.info()),
+        ([_], _, Some(swap), _) => Content::Swap(swap),
+        ([_], _, _, Some(lvm)) => Content::Lvm(lvm),
         ([name], ..) => Content::Other(name),
         (names, ..) => Content::Ambiguous(names.join(" and ")),
     })
 }
 
-/// The names of everything but ext and swap whose magic is in the first 256 KiB.
+/// The names of everything but ext, swap and LVM whose magic is in the first 256 KiB.
 fn known(head: &[u8]) -> Vec<&'static str> {
     let mut found = Vec::new();
     let mut sign = |is: bool, name| {
@@ -80,7 +87,6 @@ fn known(head: &[u8]) -> Vec<&'static str> {
     let luks = has(head, 0, b"LUKS\xba\xbe");
     sign(luks && be16(head, 6) == 1, "LUKS1");
     sign(luks && be16(head, 6) == 2, "LUKS2");
-    sign((0..4).any(|i| has(head, i * 512, b"LABELONE") && has(head, i * 512 + 24, b"LVM2 001")), LVM);
     sign(le32(head, 0) == MD_MAGIC && le32(head, 4) == 1, "md 1.1 member");
     sign(le32(head, 4096) == MD_MAGIC && le32(head, 4100) == 1, "md 1.2 member");
     let bcache = b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81";

@@ -5,6 +5,7 @@ mod content;
 mod ext;
 mod field;
 mod gpt;
+mod lvm;
 mod mbr;
 mod swap;
 mod used;
@@ -17,6 +18,7 @@ use crate::unit::Extent;
 
 pub use content::{Content, identify};
 pub use ext::ExtInfo;
+pub use lvm::{Found, LogicalVolume, PvInfo, logical_volumes};
 pub use swap::SwapInfo;
 pub use used::{Usage, UsedMap, Volume, count_used, used_map};
 

@@ -1,8 +1,10 @@
 //! The used map of a whole disk: everything is in use but what a file system or swap area proves unused.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ext::ExtMap;
+use super::lvm::{self, Found, Group, MappedVolume, Member, PvMap};
 use super::{Content, Finding, Stop, Table, identify, read_table, swap};
 use crate::error::{Kind, Result, Retry};
 use crate::io::{ReadAt, Window};
@@ -11,6 +13,8 @@ use crate::unit::{Extent, Extents};
 /// Most block groups of all ext file systems of a disk together: 64 TiB at the usual 128 MiB each. Their
 /// descriptors take about 40 bytes each in memory.
 const MAX_GROUPS: u64 = 1 << 19;
+/// Most logical volumes of a disk that are mapped: each may keep a part of its map in memory.
+const MAX_LOGICAL: usize = 256;
 
 /// How much of a volume is copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +31,14 @@ pub enum Usage {
     },
 }
 
-/// A partition, or a disk without partitions.
+/// A partition, a disk without partitions, or a logical volume on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// The number of its partition; none for a whole disk.
+    /// The number of its partition; none for a whole disk and for a logical volume.
     pub partition: Option<u32>,
-    /// Where it lies on the disk, in bytes.
+    /// The name of a logical volume, as `group/volume`; none for a partition or disk.
+    pub logical: Option<String>,
+    /// Where it lies on the disk, in bytes; for a logical volume, which may be in pieces, from 0 to its length.
     pub extent: Extent,
     /// What it holds.
     pub content: Content,
@@ -68,6 +74,19 @@ pub struct UsedMap {
     maps: Vec<(Extent, Box<dyn VolumeMap>)>,
 }
 
+/// What is left to do, and to spend, while a map is built.
+struct Pending {
+    /// Block groups of ext file systems.
+    groups: u64,
+    /// Logical volumes to be mapped.
+    logical: usize,
+    /// Physical volumes: members with their indices among the volumes.
+    members: Vec<(usize, Member)>,
+}
+
+/// A volume's map, or why it is copied whole.
+type Mapped = std::result::Result<Box<dyn VolumeMap>, String>;
+
 /// Builds the used map of a whole disk. A partition table or file system it cannot be sure about makes its part
 /// of the disk used, with the reason in [`UsedMap::volumes`]; it fails only as the disk itself does.
 pub fn used_map(disk: Arc<dyn ReadAt>) -> Result<UsedMap> {
@@ -79,30 +98,38 @@ pub fn used_map(disk: Arc<dyn ReadAt>) -> Result<UsedMap> {
         volumes: Vec::new(),
         maps: Vec::new(),
     };
-    let mut budget = MAX_GROUPS;
+    let mut pending = Pending { groups: MAX_GROUPS, logical: MAX_LOGICAL, members: Vec::new() };
     match read_table(&*disk) {
         Ok(Some(table)) => {
             map.findings.clone_from(&table.findings);
             // A file system made over the whole disk, or left from before it was partitioned: which of the two
             // is in use cannot be told.
-            let under = identify(&*disk).ok().filter(|content| matches!(content, Content::Ext(_)));
+            let under = identify(&*disk).ok();
+            let under = under.filter(|content| matches!(content, Content::Ext(_) | Content::Lvm(_)));
             let under =
                 under.map(|content| format!("the disk is partitioned but also starts as {}", content.name()));
             for part in table.partitions.iter().filter(|part| !part.kind.is_extended()) {
                 let doubt = table.doubt(part.number).or(under.as_deref());
-                map.add(&disk, Some(part.number), part.extent, doubt, &mut budget)?;
+                map.add(&disk, Some(part.number), part.extent, doubt, &mut pending)?;
             }
             map.table = Some(table);
         }
-        Ok(None) => map.add(&disk, None, whole, None, &mut budget)?,
+        Ok(None) => map.add(&disk, None, whole, None, &mut pending)?,
         Err(error) if error.kind() == Kind::Image => {
             let reason = format!("{}: {}", error.what(), error.why());
             map.findings.push(Finding { partition: None, what: reason.clone() });
             let usage = Usage::Whole { reason };
-            map.volumes.push(Volume { partition: None, extent: whole, content: Content::Unknown, usage });
+            map.volumes.push(Volume {
+                partition: None,
+                logical: None,
+                extent: whole,
+                content: Content::Unknown,
+                usage,
+            });
         }
         Err(error) => return Err(error),
     }
+    map.add_groups(&disk, pending)?;
     map.maps.sort_by_key(|(extent, _)| *extent);
     Ok(map)
 }
@@ -115,34 +142,80 @@ impl UsedMap {
         partition: Option<u32>,
         extent: Extent,
         doubt: Option<&str>,
-        budget: &mut u64,
+        pending: &mut Pending,
     ) -> Result<()> {
         let name = match partition {
             Some(number) => format!("{} partition {number}", disk.name()),
             None => disk.name(),
         };
         let window = Window::new(Arc::clone(disk), extent, name);
-        let (content, map) = match identify(&window) {
-            Ok(content) => {
-                let map = match doubt {
-                    Some(doubt) => Err(doubt.to_owned()),
-                    None => map_of(&content, window, budget)?,
-                };
-                (content, map)
-            }
-            Err(error) if error.retry() == Retry::Yes => return Err(error),
-            Err(error) => (Content::Unknown, Err(format!("{}: {}", error.what(), error.why()))),
-        };
-        let usage = match map {
+        let (content, map) = look(window, doubt, &mut pending.groups)?;
+        if matches!(content, Content::Lvm(_)) {
+            let member = Member { extent, doubt: doubt.map(str::to_owned) };
+            pending.members.push((self.volumes.len(), member));
+        }
+        let usage = self.keep(extent, map);
+        self.volumes.push(Volume { partition, logical: None, extent, content, usage });
+        Ok(())
+    }
+
+    /// Keeps the map of a volume, if it has one.
+    fn keep(&mut self, extent: Extent, map: Mapped) -> Usage {
+        match map {
             Ok(map) => {
                 let used_bytes = extent.len() - map.len() + map.used_bytes();
                 self.maps.push((extent, map));
                 Usage::Mapped { used_bytes }
             }
             Err(reason) => Usage::Whole { reason },
-        };
-        self.volumes.push(Volume { partition, extent, content, usage });
+        }
+    }
+
+    /// Maps the physical volumes, which were added as volumes without a map, and adds the logical ones on them.
+    fn add_groups(&mut self, disk: &Arc<dyn ReadAt>, mut pending: Pending) -> Result<()> {
+        let (places, members): (Vec<usize>, Vec<Member>) =
+            std::mem::take(&mut pending.members).into_iter().unzip();
+        let assembly = lvm::assemble(disk, &members)?;
+        let mut maps: Vec<(usize, Mapped)> =
+            assembly.whole.into_iter().map(|(member, why)| (member, Err(why))).collect();
+        for group in &assembly.groups {
+            let mapped = self.add_logical(disk, group, &mut pending)?;
+            let pvs = group.members();
+            maps.extend(pvs.map(|(member, pv)| (member, Ok(Box::new(PvMap::new(group, pv, &mapped)) as _))));
+        }
+        for (member, map) in maps {
+            let (Some(place), Some(member)) = (places.get(member), members.get(member)) else { continue };
+            let usage = self.keep(member.extent, map);
+            if let Some(volume) = self.volumes.get_mut(*place) {
+                volume.usage = usage;
+            }
+        }
         Ok(())
+    }
+
+    /// Adds the logical volumes of a group, and returns those with a map by their index in it.
+    fn add_logical(
+        &mut self,
+        disk: &Arc<dyn ReadAt>,
+        group: &Group,
+        pending: &mut Pending,
+    ) -> Result<BTreeMap<usize, Arc<MappedVolume>>> {
+        let mut mapped = BTreeMap::new();
+        for found in group.volumes(disk) {
+            let (content, map) = look_into(&found, pending)?;
+            let map = map.and_then(|map| MappedVolume::new(&found, map));
+            let usage = match map {
+                Ok(map) => {
+                    let used_bytes = map.used_bytes();
+                    mapped.insert(found.index, Arc::new(map));
+                    Usage::Mapped { used_bytes }
+                }
+                Err(reason) => Usage::Whole { reason },
+            };
+            let (logical, extent) = (Some(found.full_name()), Extent::new(0, found.size));
+            self.volumes.push(Volume { partition: None, logical, extent, content, usage });
+        }
+        Ok(mapped)
     }
 
     /// The disk's partition table, if it has one.
@@ -150,7 +223,8 @@ impl UsedMap {
         self.table.as_ref()
     }
 
-    /// The volumes in the order of their partitions' numbers; a disk without partitions is one volume.
+    /// The volumes in the order of their partitions' numbers, a disk without partitions being one volume; then the
+    /// logical volumes on them.
     pub fn volumes(&self) -> &[Volume] {
         &self.volumes
     }
@@ -160,7 +234,7 @@ impl UsedMap {
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings = self.findings.clone();
         for (extent, map) in &self.maps {
-            let volume = self.volumes.iter().find(|volume| volume.extent == *extent);
+            let volume = self.own_volumes().find(|volume| volume.extent == *extent);
             let partition = volume.and_then(|volume| volume.partition);
             findings.extend(map.findings().into_iter().map(|what| Finding { partition, what }));
         }
@@ -170,20 +244,60 @@ impl UsedMap {
     /// About how many bytes are in use, by the file systems' own summaries: reads nothing. [`count_used`] reads
     /// the map and is exact.
     pub fn used_bytes(&self) -> u64 {
-        let unused = self.volumes.iter().map(|volume| match volume.usage {
+        let unused = self.own_volumes().map(|volume| match volume.usage {
             Usage::Mapped { used_bytes } => volume.extent.len().saturating_sub(used_bytes),
             Usage::Whole { .. } => 0,
         });
         self.size.saturating_sub(unused.sum())
     }
+
+    /// The volumes that are parts of the disk, and not of other volumes.
+    fn own_volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.iter().filter(|volume| volume.logical.is_none())
+    }
+}
+
+/// Says what a volume holds, and maps it if it can be and there is no doubt.
+fn look(volume: Window<Arc<dyn ReadAt>>, doubt: Option<&str>, budget: &mut u64) -> Result<(Content, Mapped)> {
+    match identify(&volume) {
+        Ok(content) => {
+            let map = match doubt {
+                Some(doubt) => Err(doubt.to_owned()),
+                None => map_of(&content, volume, budget)?,
+            };
+            Ok((content, map))
+        }
+        Err(error) if error.retry() == Retry::Yes => Err(error),
+        Err(error) => Ok((Content::Unknown, Err(format!("{}: {}", error.what(), error.why())))),
+    }
+}
+
+/// The same for a logical volume. Such a volume may be a virtual machine's disk: a file system below a partition table
+/// is a left-over.
+fn look_into(found: &Found, pending: &mut Pending) -> Result<(Content, Mapped)> {
+    let volume: Arc<dyn ReadAt> = match &found.volume {
+        Ok(volume) => Arc::<lvm::LogicalVolume>::clone(volume),
+        Err(why) => return Ok((Content::Unknown, Err(why.clone()))),
+    };
+    let mut doubt = match read_table(&volume) {
+        Ok(None) => None,
+        Ok(Some(_)) => Some("it is a disk with partitions of its own".to_owned()),
+        Err(error) if error.retry() == Retry::Yes => return Err(error),
+        Err(error) => Some(format!("{}: {}", error.what(), error.why())),
+    };
+    if pending.logical == 0 {
+        doubt.get_or_insert_with(|| {
+            format!("the disk has more than {MAX_LOGICAL} logical volumes with a map")
+        });
+    }
+    let (whole, name) = (Extent::new(0, found.size), volume.name());
+    let (content, map) = look(Window::new(volume, whole, name), doubt.as_deref(), &mut pending.groups)?;
+    pending.logical -= usize::from(map.is_ok());
+    Ok((content, map))
 }
 
 /// The map of a volume, or why it is copied whole.
-fn map_of(
-    content: &Content,
-    volume: Window<Arc<dyn ReadAt>>,
-    budget: &mut u64,
-) -> Result<std::result::Result<Box<dyn VolumeMap>, String>> {
+fn map_of(content: &Content, volume: Window<Arc<dyn ReadAt>>, budget: &mut u64) -> Result<Mapped> {
     let map: std::result::Result<Box<dyn VolumeMap>, Stop> = match content {
         Content::Ext(_) => ExtMap::open(volume, *budget).map(|ext| {
             *budget -= ext.groups();
@@ -200,7 +314,7 @@ fn map_of(
 }
 
 /// The first run of used bytes of a volume of `size` bytes at or after `from`.
-fn next_used(map: &dyn VolumeMap, from: u64, size: u64) -> Result<Option<Extent>> {
+pub(super) fn next_used(map: &dyn VolumeMap, from: u64, size: u64) -> Result<Option<Extent>> {
     let known = if from < map.len() { map.next_used(from)? } else { None };
     let beyond = Extent::new(from.max(map.len()), size);
     Ok(known.or(Some(beyond).filter(|run| !run.is_empty())))
