@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use haul::io::{DataOf, DiskFile, ReadAt};
@@ -268,6 +269,50 @@ fn logical_volumes_are_mapped_as_lvs_places_them_and_dumpe2fs_lists_them() {
                 assert_eq!(code, 0, "{full}: {out}");
             }
         }
+    }
+}
+
+#[test]
+fn inspect_lists_physical_and_logical_volumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk");
+    let parts = disk(&image, 40, &[(1, 30)]);
+    let lvm = Lvm::attach(&[(&image, parts[0])]);
+    lvm.group("vg-0", "", "-s 1m");
+    lvm.create("root", "-L 9m vg-0");
+    lvm.create("swap.1", "-L 4m vg-0");
+    let uuid = lvm.run("pvs --noheadings -o pv_uuid").trim().to_owned();
+    let places = lvm.places("vg-0");
+    drop(lvm);
+    let mut random = Random::new(3);
+    let root = content(dir.path(), 9 * MIB, "mkfs.ext4 -L base", &mut random);
+    write(&places["root"], &root.bytes);
+    write(&places["swap.1"], &content(dir.path(), 4 * MIB, "swap", &mut random).bytes);
+
+    let haul = |args: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_haul")).args(args).arg(&image).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let json: serde_json::Value = serde_json::from_str(&haul(&["inspect", "--json"])).unwrap();
+    let fields = ["partition", "logical_volume", "volume_group", "content", "label", "end"];
+    let rows: Vec<Vec<serde_json::Value>> = json["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|volume| fields.map(|field| volume[field].clone()).to_vec())
+        .collect();
+    let expected = serde_json::json!([
+        [1, null, "vg-0", "LVM2 physical volume", null, 31 * MIB],
+        [null, "vg-0/root", null, "ext4", "base", 9 * MIB],
+        [null, "vg-0/swap.1", null, "swap", null, 4 * MIB],
+    ]);
+    assert_eq!(serde_json::json!(rows), expected);
+    assert_eq!(json["volumes"][0]["uuid"], uuid);
+    assert_eq!(json["volumes"][0]["used_bytes"], MIB + 9 * MIB - root.free.bytes() + 4096);
+    let printed = haul(&["inspect"]);
+    for part in ["LVM2 physical volume", "of group vg-0", "vg-0/root", "vg-0/swap.1", "ext4"] {
+        assert!(printed.contains(part), "no {part:?} in\n{printed}");
     }
 }
 

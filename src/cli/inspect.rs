@@ -48,6 +48,10 @@ struct Document {
 #[derive(Serialize)]
 struct Volume {
     partition: Option<u32>,
+    /// `group/volume`; then `start` and `end` are 0 and its length.
+    logical_volume: Option<String>,
+    /// The volume group of a physical volume.
+    volume_group: Option<String>,
     start: u64,
     end: u64,
     kind: Option<String>,
@@ -107,14 +111,21 @@ fn describe(map: &UsedMap, document: &mut Document) {
         let (label, uuid) = match &volume.content {
             Content::Ext(ext) => (Some(ext.label.clone()), Some(ext.uuid.to_string())),
             Content::Swap(swap) => (Some(swap.label.clone()), Some(swap.uuid.to_string())),
+            Content::Lvm(pv) => (None, pv.uuid.clone()),
             _ => (None, None),
         };
         let (used_bytes, whole_because) = match &volume.usage {
             Usage::Mapped { used_bytes } => (Some(*used_bytes), None),
             Usage::Whole { reason } => (None, Some(reason.clone())),
         };
+        let volume_group = match &volume.content {
+            Content::Lvm(pv) => pv.group.clone(),
+            _ => None,
+        };
         document.volumes.push(Volume {
             partition: volume.partition,
+            logical_volume: volume.logical.clone(),
+            volume_group,
             start: volume.extent.start,
             end: volume.extent.end,
             kind: partition.map(|part| match part.kind {
@@ -149,7 +160,11 @@ fn text(name: &str, document: &Document) -> String {
         }
     }
     for volume in &document.volumes {
-        let place = volume.partition.map_or_else(|| "disk".to_owned(), |number| number.to_string());
+        let place = match (&volume.logical_volume, volume.partition) {
+            (Some(name), _) => name.clone(),
+            (None, Some(number)) => number.to_string(),
+            (None, None) => "disk".to_owned(),
+        };
         let size = human(volume.end - volume.start);
         let _ = write!(text, "{place:>4} {size:>11}  {:<10}", volume.content);
         let _ = match (volume.used_bytes, &volume.whole_because) {
@@ -157,6 +172,9 @@ fn text(name: &str, document: &Document) -> String {
             (None, Some(why)) => write!(text, " copied whole: {why}"),
             (None, None) => Ok(()),
         };
+        if let Some(group) = &volume.volume_group {
+            let _ = write!(text, ", of group {group}");
+        }
         if let Some(label) = &volume.label {
             let _ = write!(text, ", label {label:?}");
         }

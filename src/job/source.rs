@@ -169,7 +169,11 @@ impl Source {
 }
 
 fn describe(volume: &layout::Volume) -> String {
-    let place = volume.partition.map_or_else(|| "disk".to_owned(), |number| format!("partition {number}"));
+    let place = match (&volume.logical, volume.partition) {
+        (Some(name), _) => name.clone(),
+        (None, Some(number)) => format!("partition {number}"),
+        (None, None) => "disk".to_owned(),
+    };
     let usage = match &volume.usage {
         Usage::Mapped { used_bytes } => format!("{used_bytes} bytes used"),
         Usage::Whole { reason } => format!("copied whole: {reason}"),

@@ -22,9 +22,10 @@ fn root(subject: &Subject<'_>) -> Option<Verdict> {
             let volumes = subject.map.as_ref().map(|map| map.volumes()).unwrap_or_default();
             let seen: Vec<String> = volumes
                 .iter()
-                .map(|volume| match volume.partition {
-                    Some(number) => format!("partition {number} is {}", volume.content.name()),
-                    None => format!("it is {}", volume.content.name()),
+                .map(|volume| match (&volume.logical, volume.partition) {
+                    (Some(name), _) => format!("{name} is {}", volume.content.name()),
+                    (None, Some(number)) => format!("partition {number} is {}", volume.content.name()),
+                    (None, None) => format!("it is {}", volume.content.name()),
                 })
                 .collect();
             let mut verdict = Verdict::of_error(subject.of_system(), error);
