@@ -170,6 +170,7 @@ fn file_system(
     content.name().clone_into(&mut fs.kind);
     let (uuid, label) = match content {
         layout::Content::Ext(ext) => (ext.uuid, ext.label),
+        layout::Content::Xfs(xfs) => (xfs.uuid, xfs.label),
         layout::Content::Swap(swap) => (swap.uuid, swap.label),
         _ => return Ok(fs),
     };

@@ -1,9 +1,9 @@
 //! What a partition, or a disk without a table, holds: told by magic numbers alone.
 
-use super::ext::{ExtInfo, Superblock};
 use super::field::{be16, bytes, has, le16, le32, le64};
 use super::lvm::{PvInfo, identify_pv};
 use super::swap::{self, SwapInfo};
+use super::{ExtInfo, XfsInfo, ext, xfs};
 use crate::error::Result;
 use crate::io::{ReadAt, is_zero, read_vec};
 use crate::unit::to_usize;
@@ -23,11 +23,13 @@ pub enum Content {
     Unknown,
     /// An ext2, ext3 or ext4 file system.
     Ext(ExtInfo),
+    /// An XFS file system.
+    Xfs(XfsInfo),
     /// A swap area.
     Swap(SwapInfo),
     /// A physical volume of LVM2.
     Lvm(PvInfo),
-    /// Something known by name only, such as `xfs` or `LUKS2`.
+    /// Something known by name only, such as `zfs` or `LUKS2`.
     Other(&'static str),
     /// Signs of more than one: the names, joined by "and".
     Ambiguous(String),
@@ -40,6 +42,7 @@ impl Content {
             Content::Empty => "empty",
             Content::Unknown => "unknown",
             Content::Ext(ext) => ext.version,
+            Content::Xfs(_) => "xfs",
             Content::Swap(_) => "swap",
             Content::Lvm(_) => LVM,
             Content::Other(name) => name,
@@ -55,28 +58,26 @@ pub fn identify(volume: &dyn ReadAt) -> Result<Content> {
     let tail_at = size.saturating_sub(TAIL) & !4095;
     let tail = read_vec(volume, tail_at, to_usize(size - tail_at))?;
 
-    let mut found = known(&head);
-    found.extend(md_at_end(&tail, size - tail_at, size));
-    let ext = Superblock::parse(&head);
-    let swap = swap::parse(&head);
-    let lvm = identify_pv(volume, &head)?;
-    if let Some(ext) = &ext {
-        found.push(ext.info().version);
-    }
-    found.extend(swap.as_ref().map(|_| "swap"));
-    found.extend(lvm.as_ref().map(|_| LVM));
-    Ok(match (found.as_slice(), ext, swap, lvm) {
-        ([], ..) if is_zero(&head) && is_zero(&tail) => Content::Empty,
-        ([], ..) => Content::Unknown,
-        ([_], Some(ext), ..) => Content::Ext(ext.info()),
-        ([_], _, Some(swap), _) => Content::Swap(swap),
-        ([_], _, _, Some(lvm)) => Content::Lvm(lvm),
-        ([name], ..) => Content::Other(name),
-        (names, ..) => Content::Ambiguous(names.join(" and ")),
+    let mut found: Vec<Content> = known(&head).into_iter().map(Content::Other).collect();
+    found.extend(md_at_end(&tail, size - tail_at, size).map(Content::Other));
+    found.extend(xfs::Superblock::parse(&head).map(|sb| Content::Xfs(sb.info())));
+    found.extend(ext::Superblock::parse(&head).map(|sb| Content::Ext(sb.info())));
+    found.extend(swap::parse(&head).map(Content::Swap));
+    found.extend(identify_pv(volume, &head)?.map(Content::Lvm));
+    let only = found.pop();
+    Ok(match only {
+        None if is_zero(&head) && is_zero(&tail) => Content::Empty,
+        None => Content::Unknown,
+        Some(only) if found.is_empty() => only,
+        Some(last) => {
+            found.push(last);
+            let names: Vec<&str> = found.iter().map(Content::name).collect();
+            Content::Ambiguous(names.join(" and "))
+        }
     })
 }
 
-/// The names of everything but ext, swap and LVM whose magic is in the first 256 KiB.
+/// The names of everything known by name only whose magic is in the first 256 KiB.
 fn known(head: &[u8]) -> Vec<&'static str> {
     let mut found = Vec::new();
     let mut sign = |is: bool, name| {
@@ -95,7 +96,6 @@ fn known(head: &[u8]) -> Vec<&'static str> {
         has(head, at, &0x00ba_b10c_u64.to_le_bytes()) || has(head, at, &0x00ba_b10c_u64.to_be_bytes())
     });
     sign(zfs, "zfs");
-    sign(has(head, 0, b"XFSB"), "xfs");
     sign(has(head, 0x10040, b"_BHRfS_M"), "btrfs");
     sign(has(head, 1024, b"\x10\x20\xf5\xf2"), "f2fs");
     sign(has(head, 32769, b"CD001"), "iso9660");

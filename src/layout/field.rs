@@ -31,6 +31,11 @@ pub(super) fn be32(structure: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(bytes(structure, at))
 }
 
+/// Big-endian 64 bits at `at`.
+pub(super) fn be64(structure: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes(structure, at))
+}
+
 /// Whether the structure has `magic` at `at`.
 pub(super) fn has(structure: &[u8], at: usize, magic: &[u8]) -> bool {
     structure.get(at..).is_some_and(|rest| rest.starts_with(magic))

@@ -1,6 +1,7 @@
 //! What is on a disk: partition tables, what each partition holds, and which bytes are in use. Pure over
 //! [`ReadAt`]; everything doubtful counts as used.
 
+mod batch;
 mod content;
 mod ext;
 mod field;
@@ -9,6 +10,7 @@ mod lvm;
 mod mbr;
 mod swap;
 mod used;
+mod xfs;
 
 use uuid::Uuid;
 
@@ -21,6 +23,7 @@ pub use ext::ExtInfo;
 pub use lvm::{Found, LogicalVolume, PvInfo, logical_volumes};
 pub use swap::SwapInfo;
 pub use used::{Usage, UsedMap, Volume, count_used, used_map};
+pub use xfs::XfsInfo;
 
 /// Why a file system's map cannot be used.
 #[derive(Debug)]

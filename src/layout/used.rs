@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::ext::ExtMap;
 use super::lvm::{self, Found, Group, MappedVolume, Member, PvMap};
+use super::xfs::XfsMap;
 use super::{Content, Finding, Stop, Table, identify, read_table, swap};
 use crate::error::{Kind, Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::unit::{Extent, Extents};
 
-/// Most block groups of all ext file systems of a disk together: 64 TiB at the usual 128 MiB each. Their
-/// descriptors take about 40 bytes each in memory.
+/// Most block groups, or what other file systems call them, of all file systems of a disk together: 64 TiB at the
+/// usual 128 MiB each. Each takes about 40 bytes in memory.
 const MAX_GROUPS: u64 = 1 << 19;
 /// Most logical volumes of a disk that are mapped: each may keep a part of its map in memory.
 const MAX_LOGICAL: usize = 256;
@@ -105,7 +106,8 @@ pub fn used_map(disk: Arc<dyn ReadAt>) -> Result<UsedMap> {
             // A file system made over the whole disk, or left from before it was partitioned: which of the two
             // is in use cannot be told.
             let under = identify(&*disk).ok();
-            let under = under.filter(|content| matches!(content, Content::Ext(_) | Content::Lvm(_)));
+            let under = under
+                .filter(|content| matches!(content, Content::Ext(_) | Content::Xfs(_) | Content::Lvm(_)));
             let under =
                 under.map(|content| format!("the disk is partitioned but also starts as {}", content.name()));
             for part in table.partitions.iter().filter(|part| !part.kind.is_extended()) {
@@ -302,6 +304,10 @@ fn map_of(content: &Content, volume: Window<Arc<dyn ReadAt>>, budget: &mut u64) 
         Content::Ext(_) => ExtMap::open(volume, *budget).map(|ext| {
             *budget -= ext.groups();
             Box::new(ext) as _
+        }),
+        Content::Xfs(_) => XfsMap::open(volume, *budget).map(|xfs| {
+            *budget -= xfs.groups();
+            Box::new(xfs) as _
         }),
         Content::Swap(info) => swap::SwapMap::of(info, volume.size()).map(|map| Box::new(map) as _),
         other => Err(format!("no used map is known for it ({})", other.name()).into()),

@@ -1,23 +1,19 @@
 //! The used blocks of one ext file system, read lazily: a batch of groups' bitmaps at a time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
 
 use super::groups::{Fs, Group, Metadata, Overlay};
 use super::superblock::feature;
 use super::{Superblock, journal};
 use crate::error::{Result, Retry};
 use crate::io::{ReadAt, read_vec};
+use crate::layout::batch::{Batch, Batches, Doubts};
 use crate::layout::used::VolumeMap;
 use crate::layout::{Step, Stop, require};
 use crate::unit::{Extent, to_usize};
 
 /// Bytes of bitmaps in a batch, about.
 const BATCH: u64 = 128 << 10;
-/// Batches kept: two readers at different places do not push each other out.
-const CACHED: usize = 2;
-/// Doubtful groups remembered by number.
-const MAX_DOUBTS: usize = 4096;
 
 /// Which bytes of an ext file system are in use, lazily.
 pub(in crate::layout) struct ExtMap<D> {
@@ -30,17 +26,8 @@ pub(in crate::layout) struct ExtMap<D> {
     overlay: Overlay,
     dirty: bool,
     batch_groups: u64,
-    cache: Mutex<VecDeque<(u64, Arc<Batch>)>>,
-    doubts: Mutex<BTreeSet<u64>>,
-}
-
-/// The bits of some consecutive groups, one per block, set when the block is used.
-struct Batch {
-    /// The block of bit 0.
-    first: u64,
-    /// One past the last block.
-    end: u64,
-    words: Vec<u64>,
+    batches: Batches,
+    doubts: Doubts,
 }
 
 impl<D: ReadAt> ExtMap<D> {
@@ -60,8 +47,8 @@ impl<D: ReadAt> ExtMap<D> {
             meta,
             overlay: Overlay::new(),
             dirty: false,
-            cache: Mutex::default(),
-            doubts: Mutex::default(),
+            batches: Batches::default(),
+            doubts: Doubts::default(),
         };
         if map.fs.sb.compat(feature::HAS_JOURNAL) {
             map.replay()?;
@@ -97,18 +84,6 @@ impl<D: ReadAt> ExtMap<D> {
         self.replayed.get(&i).copied().unwrap_or(self.on_disk[i])
     }
 
-    fn batch(&self, number: u64) -> Result<Arc<Batch>> {
-        let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, batch)) = cache().iter().find(|(cached, _)| *cached == number) {
-            return Ok(Arc::clone(batch));
-        }
-        let batch = Arc::new(self.load(number)?);
-        let mut cache = cache();
-        cache.truncate(CACHED - 1);
-        cache.push_front((number, Arc::clone(&batch)));
-        Ok(batch)
-    }
-
     fn load(&self, number: u64) -> Result<Batch> {
         let first = number * self.batch_groups;
         let numbers = to_usize(first)..to_usize(self.groups().min(first + self.batch_groups));
@@ -125,11 +100,9 @@ impl<D: ReadAt> ExtMap<D> {
             }
         }
         let (words, _) = bits.as_chunks::<8>();
-        Ok(Batch {
-            first: self.fs.group_extent(first).start,
-            end: self.fs.group_extent(numbers.end as u64 - 1).end,
-            words: words.iter().map(|word| u64::from_le_bytes(*word)).collect(),
-        })
+        let end = self.fs.group_extent(numbers.end as u64 - 1).end;
+        let words = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        Ok(Batch::of_words(Extent::new(self.fs.group_extent(first).start, end), words))
     }
 
     /// Whether the replay changes the group's descriptor or bitmap.
@@ -193,10 +166,7 @@ impl<D: ReadAt> ExtMap<D> {
         }
         if !sound || free_in(bits, extent.len()) != u64::from(group.free) {
             bits.fill(0xff);
-            let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-            if doubts.len() < MAX_DOUBTS {
-                doubts.insert(i as u64);
-            }
+            self.doubts.add(i as u64, "its bitmap contradicts its descriptor".into());
         }
     }
 
@@ -238,44 +208,17 @@ impl<D: ReadAt> VolumeMap for ExtMap<D> {
             return Ok(Some(Extent::new(from, sb.first_block * size)));
         }
         while block < sb.blocks {
-            let batch = self.batch((block - sb.first_block) / (sb.group_blocks * self.batch_groups))?;
+            let number = (block - sb.first_block) / (sb.group_blocks * self.batch_groups);
+            let batch = self.batches.get(number, || self.load(number))?;
             if let Some(run) = batch.next_run(block) {
                 return Ok(Some(Extent::new(from.max(run.start * size), run.end * size)));
             }
-            block = batch.end;
+            block = batch.end();
         }
         Ok(None)
     }
 
     fn findings(&self) -> Vec<String> {
-        let doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = doubts.first().map(|first| {
-            format!(
-                "{} block groups contradict their descriptors, the first is group {first}: they are copied whole",
-                doubts.len()
-            )
-        });
-        first.into_iter().collect()
-    }
-}
-
-impl Batch {
-    /// The first run of used blocks at or after `from`, which lies in the batch.
-    fn next_run(&self, from: u64) -> Option<Extent> {
-        let end = self.end - self.first;
-        let start = self.find(from - self.first, 0).filter(|start| *start < end)?;
-        let stop = self.find(start, !0).unwrap_or(end).min(end);
-        Some(Extent::new(self.first + start, self.first + stop))
-    }
-
-    /// The first bit at or after `from` that is set in the words after `flip` turned them over.
-    fn find(&self, from: u64, flip: u64) -> Option<u64> {
-        let mut i = to_usize(from / 64);
-        let mut word = (self.words.get(i)? ^ flip) & (!0 << (from % 64));
-        while word == 0 {
-            i += 1;
-            word = self.words.get(i)? ^ flip;
-        }
-        Some(i as u64 * 64 + u64::from(word.trailing_zeros()))
+        self.doubts.findings("block group")
     }
 }

@@ -1,0 +1,188 @@
+//! The log: whether it is clean for certain, so that the trees on the disk are what a mount would see. It is when
+//! the record before its head says that the file system was unmounted ("XFS Filesystem Structure", "Journaling
+//! Log"). Everything else, a log that merely looks strange included, counts as one to be replayed.
+
+use super::{Step, Superblock, require};
+use crate::io::{ReadAt, read_vec};
+use crate::layout::Stop;
+use crate::layout::field::{be32, be64, bytes, le32};
+use crate::unit::to_usize;
+
+/// A basic block, the log's unit, in bytes.
+const BB: u64 = 512;
+/// First word of a record's header. In every other basic block it is the cycle, the number of the log's round.
+const MAGIC: u32 = 0xfeed_babe;
+/// What a mounted system may have under way at once: 8 buffers of 256 KiB. Only that near to the head can old and
+/// new basic blocks be mixed.
+const IN_FLIGHT: u64 = 4096;
+/// Bytes of a record whose cycle words one basic block of header holds.
+const PER_HEADER: u64 = 32 << 10;
+/// Largest record, in basic blocks.
+const MAX_RECORD: u64 = 512;
+/// The header's length on 64-bit and on 32-bit systems; it decides the checksum.
+const HEADER_LENGTHS: [usize; 2] = [328, 324];
+/// Length of each further basic block of header, without its padding.
+const FURTHER_LENGTH: usize = 260;
+/// Where the header's checksum lies.
+const CRC: usize = 32;
+/// The client that logs the unmount, and the flag that says so.
+const CLIENT_LOG: u8 = 0xaa;
+const UNMOUNT: u8 = 0x20;
+
+/// Stops unless the log of the file system on `disk` is clean for certain.
+pub(super) fn require_clean<D: ReadAt>(disk: &D, sb: &Superblock) -> Step<()> {
+    let log = Log {
+        disk,
+        start: sb.log.start * sb.block_size,
+        blocks: sb.log.len() * sb.block_size / BB,
+        uuid: sb.user_uuid(),
+    };
+    log.require_unmount_at(log.head()?)
+}
+
+struct Log<'a, D> {
+    disk: &'a D,
+    /// Where it lies, in bytes.
+    start: u64,
+    /// Its length in basic blocks.
+    blocks: u64,
+    uuid: [u8; 16],
+}
+
+/// The cycle of the basic block that `bytes` begin with.
+fn cycle(bytes: &[u8]) -> u32 {
+    match be32(bytes, 0) {
+        MAGIC => be32(bytes, 4),
+        cycle => cycle,
+    }
+}
+
+fn strange(what: &str) -> Stop {
+    Stop::Whole(format!("its log must be replayed first, or is damaged: {what}"))
+}
+
+/// The place of the log's head, and the cycles before and after it.
+#[derive(Clone, Copy)]
+struct Head {
+    /// The first basic block not yet written in the newest cycle; the log's length when all are.
+    at: u64,
+    before: u32,
+    after: u32,
+}
+
+impl<D: ReadAt> Log<'_, D> {
+    /// Reads `count` basic blocks from `first`, going on at the log's start when its end is reached.
+    fn read(&self, first: u64, count: u64) -> Step<Vec<u8>> {
+        let first = first % self.blocks;
+        let count = count.min(self.blocks);
+        let to_end = count.min(self.blocks - first);
+        let mut bytes = read_vec(self.disk, self.start + first * BB, to_usize(to_end * BB))?;
+        if to_end < count {
+            bytes.extend(read_vec(self.disk, self.start, to_usize((count - to_end) * BB))?);
+        }
+        Ok(bytes)
+    }
+
+    fn cycle_at(&self, block: u64) -> Step<u32> {
+        Ok(cycle(&self.read(block, 1)?))
+    }
+
+    /// Finds the head: from the start up to it every basic block has the newest cycle, from it to the end the one
+    /// before.
+    fn head(&self) -> Step<Head> {
+        let (before, last) = (self.cycle_at(0)?, self.cycle_at(self.blocks - 1)?);
+        require(before != 0, || "its log holds nothing".into())?;
+        let mut head = Head { at: self.blocks, before, after: before };
+        if before != last {
+            let (mut newest, mut at) = (0, self.blocks - 1);
+            while at - newest > 1 {
+                let middle = newest + (at - newest) / 2;
+                *(if self.cycle_at(middle)? == before { &mut newest } else { &mut at }) = middle;
+            }
+            head = Head { at, before, after: last };
+        }
+        if head.at < self.blocks && head.before.wrapping_sub(head.after) != 1 {
+            return Err(strange("its cycles are no neighbours"));
+        }
+        self.check_around(head)?;
+        Ok(head)
+    }
+
+    /// Checks every cycle that writes under way could have left behind or ahead of the head.
+    fn check_around(&self, head: Head) -> Step<()> {
+        let behind = IN_FLIGHT.min(self.blocks);
+        let mut at = head.at + self.blocks - behind;
+        let mut left = behind + IN_FLIGHT.min(self.blocks - behind);
+        while left > 0 {
+            let count = left.min(MAX_RECORD);
+            for (block, place) in self.read(at, count)?.chunks_exact(to_usize(BB)).zip(at..) {
+                let cycle = cycle(block);
+                // xfs_admin and xfs_repair leave some of a new log as never written, which is older than any cycle.
+                let sound = if place % self.blocks < head.at {
+                    cycle == head.before
+                } else {
+                    cycle == head.after || cycle == 0
+                };
+                if !sound {
+                    return Err(strange("cycles are mixed near its head"));
+                }
+            }
+            at += count;
+            left -= count;
+        }
+        Ok(())
+    }
+
+    /// Stops unless the record that ends at the head says that the file system was unmounted.
+    fn require_unmount_at(&self, head: Head) -> Step<()> {
+        // The header may take a basic block for each 32 KiB of the record.
+        let most = (MAX_RECORD + MAX_RECORD * BB / PER_HEADER).min(self.blocks);
+        let first = head.at + self.blocks - most;
+        let bytes = self.read(first, most)?;
+        let blocks = bytes.chunks_exact(to_usize(BB));
+        let Some(at) = blocks.clone().rposition(|block| be32(block, 0) == MAGIC) else {
+            return Err(strange("no record ends at its head"));
+        };
+        let record = bytes.get(at * to_usize(BB)..).unwrap_or_default();
+        self.require_unmount(record, (first + at as u64) % self.blocks)
+    }
+
+    /// Stops unless `record`, at basic block `at` and up to the head, says that the file system was unmounted.
+    fn require_unmount(&self, record: &[u8], at: u64) -> Step<()> {
+        let holds = |holds: bool, what: &str| if holds { Ok(()) } else { Err(strange(what)) };
+        let version = be32(record, 8);
+        let len = u64::from(be32(record, 12));
+        let header =
+            if version & 2 == 0 { 1 } else { u64::from(be32(record, 320)).div_ceil(PER_HEADER).max(1) };
+        let own = u64::from(be32(record, 4)) << 32 | at;
+        holds(matches!(version, 1 | 2), "its last record's version is not known")?;
+        holds(be64(record, 16) == own, "its last record belongs elsewhere")?;
+        holds(bytes::<16>(record, 304) == self.uuid, "its last record belongs to another file system")?;
+        let blocks = record.len() as u64 / BB;
+        holds(header.checked_add(len.div_ceil(BB)) == Some(blocks), "its last record is not complete")?;
+        let data = record.get(to_usize(header * BB)..).unwrap_or_default();
+        let [client, flags] = bytes::<2>(data, 8);
+        let unmounted = be32(record, 40) == 1 && client == CLIENT_LOG && flags & UNMOUNT != 0;
+        require(unmounted, || "its log must be replayed first".into())?;
+        // mkfs.xfs and xfs_repair write none.
+        let sum = le32(record, CRC);
+        let data = data.get(..to_usize(len)).unwrap_or_default();
+        let matches = HEADER_LENGTHS.iter().any(|header| checksum(record, *header, data) == sum);
+        holds(sum == 0 || matches, "its last record's checksum does not match")
+    }
+}
+
+/// The checksum of a record: the header without padding and with the checksum taken as zero, the further basic
+/// blocks of the header without theirs, then the data.
+fn checksum(record: &[u8], header: usize, data: &[u8]) -> u32 {
+    let part = |range: std::ops::Range<usize>| record.get(range).unwrap_or_default();
+    let mut sum = crc32c::crc32c(part(0..CRC));
+    sum = crc32c::crc32c_append(crc32c::crc32c_append(sum, &[0; 4]), part(CRC + 4..header));
+    if be32(record, 8) & 2 != 0 {
+        for i in 1..(data.len() as u64).div_ceil(PER_HEADER) {
+            let at = to_usize(i * BB);
+            sum = crc32c::crc32c_append(sum, part(at..at + FURTHER_LENGTH));
+        }
+    }
+    crc32c::crc32c_append(sum, data)
+}
