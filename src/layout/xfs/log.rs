@@ -1,8 +1,9 @@
-//! The log: whether it is clean for certain, so that the trees on the disk are what a mount would see. It is when
-//! the record before its head says that the file system was unmounted ("XFS Filesystem Structure", "Journaling
-//! Log"). Everything else, a log that merely looks strange included, counts as one to be replayed.
+//! The log: whether a mount would change anything by it that the used map reads ("XFS Filesystem Structure", "Journaling
+//! Log"). It does not when the record before its head says that the file system was unmounted, or when all that would
+//! be replayed is the superblock, as after a freeze. Everything else, a log that merely looks strange included, counts
+//! as one to be replayed.
 
-use super::{Step, Superblock, require};
+use super::{Step, Superblock, cover, require};
 use crate::io::{ReadAt, read_vec};
 use crate::layout::Stop;
 use crate::layout::field::{be32, be64, bytes, le32};
@@ -25,11 +26,19 @@ const HEADER_LENGTHS: [usize; 2] = [328, 324];
 const FURTHER_LENGTH: usize = 260;
 /// Where the header's checksum lies.
 const CRC: usize = 32;
+/// Where the first words of basic blocks are kept in the header.
+const CYCLE_DATA: usize = 44;
+/// The format of operations logged by a little-endian system.
+const LITTLE_ENDIAN: u32 = 1;
 /// The client that logs the unmount, and the flag that says so.
 const CLIENT_LOG: u8 = 0xaa;
 const UNMOUNT: u8 = 0x20;
 
-/// Stops unless the log of the file system on `disk` is clean for certain.
+/// Most basic blocks between the log's tail and head that are looked through: two of the largest records.
+const MAX_REPLAY: u64 = 2 * (MAX_RECORD + MAX_RECORD * BB / PER_HEADER);
+
+/// Stops unless a replay of the log of the file system on `disk` changes no block but the superblock, and nothing there
+/// but counters, for certain.
 pub(super) fn require_clean<D: ReadAt>(disk: &D, sb: &Superblock) -> Step<()> {
     let log = Log {
         disk,
@@ -37,7 +46,13 @@ pub(super) fn require_clean<D: ReadAt>(disk: &D, sb: &Superblock) -> Step<()> {
         blocks: sb.log.len() * sb.block_size / BB,
         uuid: sb.user_uuid(),
     };
-    log.require_unmount_at(log.head()?)
+    let head = log.head()?;
+    let last = log.last_record(head)?;
+    if last.says_unmounted() {
+        // mkfs.xfs and xfs_repair write no checksum.
+        return require(last.sum == 0 || last.intact, || "its last record's checksum does not match".into());
+    }
+    log.require_covered(head, &last, sb)
 }
 
 struct Log<'a, D> {
@@ -133,8 +148,8 @@ impl<D: ReadAt> Log<'_, D> {
         Ok(())
     }
 
-    /// Stops unless the record that ends at the head says that the file system was unmounted.
-    fn require_unmount_at(&self, head: Head) -> Step<()> {
+    /// The record that ends at the head.
+    fn last_record(&self, head: Head) -> Step<Record> {
         // The header may take a basic block for each 32 KiB of the record.
         let most = (MAX_RECORD + MAX_RECORD * BB / PER_HEADER).min(self.blocks);
         let first = head.at + self.blocks - most;
@@ -143,33 +158,97 @@ impl<D: ReadAt> Log<'_, D> {
         let Some(at) = blocks.clone().rposition(|block| be32(block, 0) == MAGIC) else {
             return Err(strange("no record ends at its head"));
         };
-        let record = bytes.get(at * to_usize(BB)..).unwrap_or_default();
-        self.require_unmount(record, (first + at as u64) % self.blocks)
+        let (record, rest) = self
+            .record(bytes.get(at * to_usize(BB)..).unwrap_or_default(), (first + at as u64) % self.blocks)?;
+        holds(rest.is_empty(), "its last record is not complete")?;
+        Ok(record)
     }
 
-    /// Stops unless `record`, at basic block `at` and up to the head, says that the file system was unmounted.
-    fn require_unmount(&self, record: &[u8], at: u64) -> Step<()> {
-        let holds = |holds: bool, what: &str| if holds { Ok(()) } else { Err(strange(what)) };
-        let version = be32(record, 8);
-        let len = u64::from(be32(record, 12));
+    /// Reads the record that `bytes` begin with, at basic block `at`, and returns what follows it.
+    fn record<'b>(&self, bytes: &'b [u8], at: u64) -> Step<(Record, &'b [u8])> {
+        let version = be32(bytes, 8);
+        let len = u64::from(be32(bytes, 12));
         let header =
-            if version & 2 == 0 { 1 } else { u64::from(be32(record, 320)).div_ceil(PER_HEADER).max(1) };
-        let own = u64::from(be32(record, 4)) << 32 | at;
-        holds(matches!(version, 1 | 2), "its last record's version is not known")?;
-        holds(be64(record, 16) == own, "its last record belongs elsewhere")?;
-        holds(bytes::<16>(record, 304) == self.uuid, "its last record belongs to another file system")?;
-        let blocks = record.len() as u64 / BB;
-        holds(header.checked_add(len.div_ceil(BB)) == Some(blocks), "its last record is not complete")?;
+            if version & 2 == 0 { 1 } else { u64::from(be32(bytes, 320)).div_ceil(PER_HEADER).max(1) };
+        let own = u64::from(cycle(bytes)) << 32 | at;
+        holds(be32(bytes, 0) == MAGIC && matches!(version, 1 | 2), "a record's version is not known")?;
+        holds(be64(bytes, 16) == own, "a record belongs elsewhere")?;
+        holds(self::bytes::<16>(bytes, 304) == self.uuid, "a record belongs to another file system")?;
+        let split = |bytes: &'b [u8], len: u64| bytes.split_at_checked(to_usize(len));
+        let whole =
+            header.checked_add(len.div_ceil(BB)).and_then(|blocks| split(bytes, blocks.checked_mul(BB)?));
+        let (record, rest) = whole.ok_or_else(|| strange("a record is not complete"))?;
         let data = record.get(to_usize(header * BB)..).unwrap_or_default();
-        let [client, flags] = bytes::<2>(data, 8);
-        let unmounted = be32(record, 40) == 1 && client == CLIENT_LOG && flags & UNMOUNT != 0;
-        require(unmounted, || "its log must be replayed first".into())?;
-        // mkfs.xfs and xfs_repair write none.
         let sum = le32(record, CRC);
-        let data = data.get(..to_usize(len)).unwrap_or_default();
-        let matches = HEADER_LENGTHS.iter().any(|header| checksum(record, *header, data) == sum);
-        holds(sum == 0 || matches, "its last record's checksum does not match")
+        let summed = data.get(..to_usize(len)).unwrap_or_default();
+        let intact = HEADER_LENGTHS.iter().any(|header| checksum(record, *header, summed) == sum);
+        let mut data = data.to_vec();
+        // The first word of each basic block gave way to the cycle, and is in the header.
+        for (i, block) in data.chunks_exact_mut(to_usize(BB)).take(to_usize(PER_HEADER / BB)).enumerate() {
+            if let Some(word) = block.first_chunk_mut::<4>() {
+                *word = self::bytes(record, CYCLE_DATA + i * 4);
+            }
+        }
+        let record = Record {
+            data,
+            tail: be64(record, 24),
+            operations: be32(record, 40),
+            format: be32(record, 300),
+            sum,
+            intact,
+        };
+        Ok((record, rest))
     }
+
+    /// Stops unless all that lies between the log's tail, as its last record tells, and its head are changes of the
+    /// superblock's counters.
+    fn require_covered(&self, head: Head, last: &Record, sb: &Superblock) -> Step<()> {
+        let (tail_cycle, tail) = (last.tail >> 32, last.tail & u64::from(u32::MAX));
+        let length = if tail < head.at && tail_cycle == u64::from(head.before) {
+            head.at - tail
+        } else if (head.at..self.blocks).contains(&tail) && tail_cycle == u64::from(head.after) {
+            self.blocks - tail + head.at
+        } else {
+            return Err(strange("its tail is nowhere"));
+        };
+        let replay = || "its log must be replayed first".to_owned();
+        require(length <= MAX_REPLAY, replay)?;
+        let bytes = self.read(tail, length)?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let at = (tail + (bytes.len() - rest.len()) as u64 / BB) % self.blocks;
+            let (record, next) = self.record(rest, at)?;
+            holds(record.sum != 0 && record.intact, "a record's checksum does not match")?;
+            let changes = record.format == LITTLE_ENDIAN
+                && cover::changes_only_counters(&record.data, record.operations, sb);
+            require(changes, replay)?;
+            rest = next;
+        }
+        Ok(())
+    }
+}
+
+/// A record of the log.
+struct Record {
+    /// What follows its header, with the first words of basic blocks put back in the first 32 KiB.
+    data: Vec<u8>,
+    /// Where a replay begins when this record is the last.
+    tail: u64,
+    operations: u32,
+    format: u32,
+    sum: u32,
+    intact: bool,
+}
+
+impl Record {
+    fn says_unmounted(&self) -> bool {
+        let [client, flags] = bytes::<2>(&self.data, 8);
+        self.operations == 1 && client == CLIENT_LOG && flags & UNMOUNT != 0
+    }
+}
+
+fn holds(holds: bool, what: &str) -> Step<()> {
+    if holds { Ok(()) } else { Err(strange(what)) }
 }
 
 /// The checksum of a record: the header without padding and with the checksum taken as zero, the further basic

@@ -1,6 +1,7 @@
 //! XFS: which blocks are in use, by the free-space B+trees of its allocation groups (the format is described in
 //! "XFS Filesystem Structure"; names are the ones used there).
 
+mod cover;
 mod free;
 mod log;
 mod map;

@@ -11,7 +11,9 @@ pub(super) const MAX_SECTOR: u64 = 32 << 10;
 /// Largest allocation group and largest log, in bytes.
 const MAX_AG: u64 = 1 << 40;
 const MAX_LOG: u64 = 1 << 31;
-/// Where the checksum lies.
+/// Where the counters begin, the words of features, and the checksum.
+const ICOUNT: usize = 128;
+const FEATURES: usize = 200;
 const CRC: usize = 224;
 
 /// Feature bits ("XFS Filesystem Structure", "Superblocks"; the newer ones by Linux's `xfs_format.h`).
@@ -96,6 +98,19 @@ impl Superblock {
             blocks: self.blocks,
             ag_count: be32(&self.raw, 88),
         }
+    }
+
+    /// Its sector.
+    pub(super) fn raw(&self) -> &[u8] {
+        &self.raw
+    }
+
+    /// Whether it says the same of how the file system is laid out as `other`: all but counters, times and checksum.
+    pub(super) fn has_layout_of(&self, other: &Superblock) -> bool {
+        [0..ICOUNT, FEATURES..CRC, 248..264].into_iter().all(|range| {
+            let part = self.raw.get(range.clone());
+            part.is_some() && part == other.raw.get(range)
+        })
     }
 
     /// Whether metadata carries checksums, its own address and the file system's UUID.
