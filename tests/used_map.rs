@@ -563,7 +563,6 @@ fn other_contents_are_named_and_copied_whole() {
     let image = dir.path().join("fs");
     let path = text(&image);
     for (name, command) in [
-        ("btrfs", "mkfs.btrfs -q -f"),
         ("ntfs", "mkfs.ntfs -q -F -f"),
         ("fat32", "mkfs.fat -F 32"),
         ("fat16", "mkfs.fat -F 16 -s 32"),

@@ -111,6 +111,7 @@ fn describe(map: &UsedMap, document: &mut Document) {
         let (label, uuid) = match &volume.content {
             Content::Ext(ext) => (Some(ext.label.clone()), Some(ext.uuid.to_string())),
             Content::Xfs(xfs) => (Some(xfs.label.clone()), Some(xfs.uuid.to_string())),
+            Content::Btrfs(btrfs) => (Some(btrfs.label.clone()), Some(btrfs.uuid.to_string())),
             Content::Swap(swap) => (Some(swap.label.clone()), Some(swap.uuid.to_string())),
             Content::Lvm(pv) => (None, pv.uuid.clone()),
             _ => (None, None),

@@ -171,6 +171,7 @@ fn file_system(
     let (uuid, label) = match content {
         layout::Content::Ext(ext) => (ext.uuid, ext.label),
         layout::Content::Xfs(xfs) => (xfs.uuid, xfs.label),
+        layout::Content::Btrfs(btrfs) => (btrfs.uuid, btrfs.label),
         layout::Content::Swap(swap) => (swap.uuid, swap.label),
         _ => return Ok(fs),
     };

@@ -3,7 +3,7 @@
 use super::field::{be16, bytes, has, le16, le32, le64};
 use super::lvm::{PvInfo, identify_pv};
 use super::swap::{self, SwapInfo};
-use super::{ExtInfo, XfsInfo, ext, xfs};
+use super::{BtrfsInfo, ExtInfo, XfsInfo, btrfs, ext, xfs};
 use crate::error::Result;
 use crate::io::{ReadAt, is_zero, read_vec};
 use crate::unit::to_usize;
@@ -25,6 +25,8 @@ pub enum Content {
     Ext(ExtInfo),
     /// An XFS file system.
     Xfs(XfsInfo),
+    /// A btrfs file system, or one device of it.
+    Btrfs(BtrfsInfo),
     /// A swap area.
     Swap(SwapInfo),
     /// A physical volume of LVM2.
@@ -43,11 +45,17 @@ impl Content {
             Content::Unknown => "unknown",
             Content::Ext(ext) => ext.version,
             Content::Xfs(_) => "xfs",
+            Content::Btrfs(_) => "btrfs",
             Content::Swap(_) => "swap",
             Content::Lvm(_) => LVM,
             Content::Other(name) => name,
             Content::Ambiguous(names) => names,
         }
+    }
+
+    /// Whether a used map can be made of what it holds, but for swap.
+    pub(super) fn is_mapped(&self) -> bool {
+        matches!(self, Content::Ext(_) | Content::Xfs(_) | Content::Btrfs(_) | Content::Lvm(_))
     }
 }
 
@@ -61,6 +69,7 @@ pub fn identify(volume: &dyn ReadAt) -> Result<Content> {
     let mut found: Vec<Content> = known(&head).into_iter().map(Content::Other).collect();
     found.extend(md_at_end(&tail, size - tail_at, size).map(Content::Other));
     found.extend(xfs::Superblock::parse(&head).map(|sb| Content::Xfs(sb.info())));
+    found.extend(btrfs::Superblock::parse(&head).map(|sb| Content::Btrfs(sb.info())));
     found.extend(ext::Superblock::parse(&head).map(|sb| Content::Ext(sb.info())));
     found.extend(swap::parse(&head).map(Content::Swap));
     found.extend(identify_pv(volume, &head)?.map(Content::Lvm));
@@ -96,7 +105,6 @@ fn known(head: &[u8]) -> Vec<&'static str> {
         has(head, at, &0x00ba_b10c_u64.to_le_bytes()) || has(head, at, &0x00ba_b10c_u64.to_be_bytes())
     });
     sign(zfs, "zfs");
-    sign(has(head, 0x10040, b"_BHRfS_M"), "btrfs");
     sign(has(head, 1024, b"\x10\x20\xf5\xf2"), "f2fs");
     sign(has(head, 32769, b"CD001"), "iso9660");
     let udf = |i: usize| has(head, 32769 + i * 2048, b"NSR02") || has(head, 32769 + i * 2048, b"NSR03");

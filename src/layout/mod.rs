@@ -2,6 +2,7 @@
 //! [`ReadAt`]; everything doubtful counts as used.
 
 mod batch;
+mod btrfs;
 mod content;
 mod ext;
 mod field;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::unit::Extent;
 
+pub use btrfs::BtrfsInfo;
 pub use content::{Content, identify};
 pub use ext::ExtInfo;
 pub use lvm::{Found, LogicalVolume, PvInfo, logical_volumes};

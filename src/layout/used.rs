@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::btrfs::BtrfsMap;
 use super::ext::ExtMap;
 use super::lvm::{self, Found, Group, MappedVolume, Member, PvMap};
 use super::xfs::XfsMap;
@@ -106,8 +107,7 @@ pub fn used_map(disk: Arc<dyn ReadAt>) -> Result<UsedMap> {
             // A file system made over the whole disk, or left from before it was partitioned: which of the two
             // is in use cannot be told.
             let under = identify(&*disk).ok();
-            let under = under
-                .filter(|content| matches!(content, Content::Ext(_) | Content::Xfs(_) | Content::Lvm(_)));
+            let under = under.filter(|content| content.is_mapped());
             let under =
                 under.map(|content| format!("the disk is partitioned but also starts as {}", content.name()));
             for part in table.partitions.iter().filter(|part| !part.kind.is_extended()) {
@@ -308,6 +308,10 @@ fn map_of(content: &Content, volume: Window<Arc<dyn ReadAt>>, budget: &mut u64) 
         Content::Xfs(_) => XfsMap::open(volume, *budget).map(|xfs| {
             *budget -= xfs.groups();
             Box::new(xfs) as _
+        }),
+        Content::Btrfs(_) => BtrfsMap::open(volume, *budget).map(|btrfs| {
+            *budget -= btrfs.chunks();
+            Box::new(btrfs) as _
         }),
         Content::Swap(info) => swap::SwapMap::of(info, volume.size()).map(|map| Box::new(map) as _),
         other => Err(format!("no used map is known for it ({})", other.name()).into()),
