@@ -736,5 +736,5 @@ fn a_damaged_bitmap_in_a_logical_volume_is_reported_by_its_name() {
     unused(&map, PAIR * MIB);
     let [finding] = &map.findings()[..] else { panic!("{:?}", map.findings()) };
     assert_eq!(finding.partition, Some(1));
-    assert!(finding.what.starts_with("vg/two: 1 block groups contradict"), "{}", finding.what);
+    assert!(finding.what.starts_with("vg/two: 1 block group copied whole"), "{}", finding.what);
 }
