@@ -77,6 +77,9 @@ impl ReadAt for MemoryDisk {
     }
 
     fn next_data(&self, from: u64) -> Result<Option<Extent>> {
+        if from >= self.size {
+            return Ok(None);
+        }
         let pages = self.pages();
         let found = pages.range(from / PAGE..).next().map(|(page, _)| page * PAGE);
         Ok(found.map(|start| Extent::new(start.max(from), (start + PAGE).min(self.size))))

@@ -202,9 +202,43 @@ impl OutFile {
         Ok(OutFile { buffered, direct, path: path.to_owned() })
     }
 
-    /// The path it was created at.
+    /// Creates a file in `folder` that has no name, readable by its owner only: it is gone with its last descriptor,
+    /// however the process ends.
+    pub fn unnamed(folder: &Path) -> Result<Self> {
+        let failed = |error| write_error(folder, "create a file in", error);
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).mode(0o600);
+        let buffered = match open.clone().custom_flags(libc::O_TMPFILE).open(folder) {
+            // What a file system without O_TMPFILE answers (NFS, most of FUSE), and a kernel without it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+                let path = folder.join(format!(".haul-{}.tmp", uuid::Uuid::new_v4()));
+                let file = open.create_new(true).open(&path).map_err(failed)?;
+                std::fs::remove_file(&path).map_err(failed)?;
+                file
+            }
+            opened => opened.map_err(failed)?,
+        };
+        let again = format!("/proc/self/fd/{}", buffered.as_raw_fd());
+        let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(again).ok();
+        Ok(OutFile { buffered, direct, path: folder.to_owned() })
+    }
+
+    /// The path it was created at; the folder of a file without a name.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Bytes that this user may still write to the file system the file is on.
+    pub fn free_space(&self) -> Result<u64> {
+        let stat = nix::sys::statvfs::fstatvfs(&self.buffered)
+            .map_err(|error| write_error(&self.path, "stat the file system of", error.into()))?;
+        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    }
+
+    /// The file as a disk to read: its length is what it is now.
+    pub fn into_disk(self) -> Result<DiskFile> {
+        let size = self.len()?;
+        Ok(DiskFile { file: self.buffered, path: self.path, size, device: false })
     }
 
     /// Makes the file `len` bytes long; new bytes are a hole.
@@ -286,6 +320,24 @@ mod tests {
         disk.read_at(&mut tail, (10 << 20) - 4).unwrap();
         assert_eq!(&tail, b"tail");
         assert_eq!(disk.read_at(&mut tail, (10 << 20) - 3).unwrap_err().kind(), Kind::Image);
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_written_read_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = OutFile::unnamed(dir.path()).unwrap();
+        assert!(out.free_space().unwrap() > 0);
+        let mut page = AlignedBuf::new(8192);
+        page.fill(7);
+        out.write_at(&page, 4 << 20).unwrap();
+        out.write_at(b"tail", (5 << 20) + 1).unwrap();
+        out.set_len(6 << 20).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let disk = out.into_disk().unwrap();
+        assert_eq!((disk.size(), disk.next_data(0).unwrap().unwrap().start), (6 << 20, 4 << 20));
+        let mut tail = [0; 4];
+        disk.read_at(&mut tail, (5 << 20) + 1).unwrap();
+        assert_eq!(&tail, b"tail");
     }
 
     #[test]
