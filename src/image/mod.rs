@@ -2,6 +2,7 @@
 //!
 //! An image is hostile until told otherwise: what it refers to is opened through a [`Gate`] that denies by default.
 
+pub mod archive;
 mod cache;
 pub mod compare;
 pub mod gate;
