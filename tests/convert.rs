@@ -124,6 +124,31 @@ fn every_block_of_a_disk_survives_at_odd_sizes() {
 }
 
 #[test]
+fn a_disk_is_taken_out_of_streams_and_archives() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = server_disk(dir.path());
+    let image = dir.path().join("image.qcow2");
+    run("qemu-img", &["convert", "-O", "qcow2", text(&disk), text(&image)]);
+    run("zstd", &["-q", "-1", text(&image)]);
+    let (packed, copy) = (dir.path().join("image.qcow2.zst"), dir.path().join("copy.qcow2"));
+    let plain = done(&["convert", text(&image), text(&copy)]);
+    let other = done(&["convert", "--force", text(&packed), text(&copy)]);
+    assert_eq!(other["source_root"], plain["source_root"]);
+
+    let tar = dir.path().join("both.tar.gz");
+    run("tar", &["-C", text(dir.path()), "-czf", text(&tar), "server.raw", "image.qcow2"]);
+    let (code, message) = refused(&["inspect", text(&tar)]);
+    assert_eq!(code, 2);
+    assert!(message.contains("--member") && message.contains("server.raw"), "{message}");
+    let inspected = done(&["inspect", "--member", "image.qcow2", text(&tar)]);
+    assert_eq!(inspected["image"]["format"], "qcow2");
+    done(&["compare", "--member", "server.raw", text(&tar), "--b-member", "image.qcow2", text(&tar)]);
+    // What the user calls raw is not looked into.
+    let size = fs::metadata(&packed).unwrap().len();
+    assert_eq!(done(&["inspect", "-f", "raw", text(&packed)])["image"]["virtual_size"], size);
+}
+
+#[test]
 fn an_independent_reader_sees_the_same_disk() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk.raw");

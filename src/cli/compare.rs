@@ -10,6 +10,7 @@ use super::output::Output;
 use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
 use crate::image::{Format, compare};
+use crate::job::open::Opener;
 use crate::layout;
 use crate::monitor::Monitor;
 use crate::unit::Extents;
@@ -33,6 +34,9 @@ pub struct Arguments {
     /// Format of B (-f is that of A)
     #[arg(short = 'F', value_name = "FORMAT")]
     b_format: Option<Format>,
+    /// Member of B (--member is that of A)
+    #[arg(long, value_name = "NAME")]
+    b_member: Option<String>,
     /// Leave out blocks that no file system of A uses
     #[arg(long)]
     used: bool,
@@ -50,7 +54,8 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
     let monitor: Arc<dyn Monitor> = progress.clone();
     let input = &arguments.input;
     let a = input.image(&arguments.a, stop, &monitor)?;
-    let b = input.open(&arguments.b, stop, &monitor)?.image(arguments.b_format, &input.references.gate())?;
+    let opener = Opener::new(&input.cloud, stop, &monitor).member(arguments.b_member.as_deref());
+    let b = opener.image(&arguments.b, arguments.b_format, &input.references.gate())?;
     let used = if arguments.used { Some(layout::used_map(a.disk.clone())?) } else { None };
     progress.begin("compare", Some(a.disk.size().max(b.disk.size())));
     let done = AtomicU64::new(0);

@@ -107,6 +107,7 @@ impl Arguments {
             destination: self.dst.clone(),
             cloud: self.input.cloud.clone(),
             source_format: self.input.format,
+            member: self.input.member.clone(),
             gate: self.input.references.gate(),
             settings: Settings {
                 format,
@@ -147,7 +148,9 @@ fn update(
         all_blocks: job.settings.all_blocks,
         inconsistent: arguments.inconsistent,
     };
-    let updated = round::update(&finished, &job.source, &options, stop, &monitor);
+    let updated = job
+        .open_source(stop, &monitor)
+        .and_then(|opened| round::update(&finished, opened, &options, stop, &monitor));
     progress.finish();
     match updated? {
         Updated::Round(report) => {

@@ -16,6 +16,9 @@ pub struct Input {
     /// Its format (default: probed; a device is raw)
     #[arg(short, value_name = "FORMAT")]
     pub format: Option<Format>,
+    /// The member that holds the image, where a tar archive or OVA has several
+    #[arg(long, value_name = "NAME")]
+    pub member: Option<String>,
     #[command(flatten)]
     pub references: References,
     #[command(flatten)]
@@ -48,7 +51,8 @@ impl Input {
         stop: &Arc<AtomicBool>,
         monitor: &Arc<dyn Monitor>,
     ) -> Result<Opened> {
-        Opener::new(&self.cloud, stop, monitor).open(location)
+        let opener = Opener::new(&self.cloud, stop, monitor).member(self.member.as_deref());
+        opener.unwrapped(location, self.format)
     }
 
     /// Opens the image at `location`.

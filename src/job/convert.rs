@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::copy::{Copy, Settings, Target};
 use super::fix;
-use super::open::Opener;
+use super::open::{Opened, Opener};
 use super::round;
 #[cfg(feature = "net")]
 use super::services::Services;
@@ -23,7 +23,7 @@ use crate::config::{Cloud, Location};
 use crate::error::{Error, Kind, Result};
 use crate::guest;
 use crate::image::{Format, Gate};
-use crate::io::atomic::with_suffix;
+use crate::io::atomic::{folder_of, with_suffix};
 use crate::layout;
 use crate::manifest::Hex;
 use crate::monitor::Monitor;
@@ -40,6 +40,8 @@ pub struct Convert {
     pub cloud: Cloud,
     /// The source's format; probed when not given, but never for a block device.
     pub source_format: Option<Format>,
+    /// The member of an archive that holds the image; needed only where more than one may.
+    pub member: Option<String>,
     /// Files an image may refer to.
     pub gate: Gate,
     /// How to copy.
@@ -145,8 +147,7 @@ fn open(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Re
         all_blocks: job.settings.all_blocks,
         inconsistent: job.inconsistent,
     };
-    let opened = Opener::new(&job.cloud, stop, monitor).open(&job.source)?;
-    Source::open(opened, &options, &**monitor)
+    Source::open(job.open_source(stop, monitor)?, &options, &**monitor)
 }
 
 impl Convert {
@@ -154,6 +155,17 @@ impl Convert {
     /// current folder.
     fn beside(&self) -> PathBuf {
         self.destination.path().map_or_else(|| self.destination.file_name().into(), Path::to_owned)
+    }
+
+    /// Opens the source, out of what it is wrapped in.
+    pub fn open_source(&self, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<Opened> {
+        let opener = Opener::new(&self.cloud, stop, monitor).member(self.member.as_deref());
+        // Where there is room for the image, there is more likely room for the file it is made from.
+        let opener = match self.destination.path() {
+            Some(path) => opener.scratch(folder_of(path)),
+            None => opener,
+        };
+        opener.unwrapped(&self.source, self.source_format)
     }
 
     fn refuse(&self, why: &str, remedy: &str) -> Error {

@@ -1,37 +1,43 @@
-//! Disks and images by the names their users give them: opened for reading, from wherever they lie.
+//! Disks and images by the names their users give them: opened for reading, from wherever they lie and out of
+//! whatever they are wrapped in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[cfg(feature = "net")]
 use super::services::Services;
 use crate::config::{Cloud, Location};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::host::mounts::{self, Use};
-use crate::image::{self, Format, Gate, Image, Info};
+use crate::image::{self, Format, Gate, Image, Info, archive};
 use crate::io::file::Identity;
 use crate::io::{DiskFile, ReadAt};
-use crate::monitor::Monitor;
+use crate::monitor::{Level, Monitor};
 #[cfg(feature = "net")]
 use crate::store::{ObjectDisk, ObjectStore};
 #[cfg(feature = "net")]
 use crate::unit::MIB;
+use crate::unit::TIB;
 
 /// Bytes of an object kept in memory while it is read.
 #[cfg(feature = "net")]
 pub const OBJECT_CACHE: u64 = 64 * MIB;
+/// The largest file that a compressed stream may become.
+const UNPACKED: u64 = 64 * TIB;
 
 /// What opening needs beside the name.
 pub struct Opener {
     cloud: Cloud,
     stop: Arc<AtomicBool>,
     monitor: Arc<dyn Monitor>,
+    member: Option<String>,
+    scratch: PathBuf,
 }
 
 /// A disk, a file or an object, opened.
 pub struct Opened {
-    /// Its bytes as they lie there.
+    /// The file, as it lies there or was taken out of an archive.
     pub file: Arc<dyn ReadAt>,
     origin: Origin,
 }
@@ -49,10 +55,32 @@ enum Origin {
 impl Opener {
     /// An opener that finds objects in `cloud`; a wait for the store ends when `stop` is set.
     pub fn new(cloud: &Cloud, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Self {
-        Opener { cloud: cloud.clone(), stop: stop.clone(), monitor: monitor.clone() }
+        // Not /tmp, which lies in memory on many a server.
+        let scratch = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
+        Opener {
+            cloud: cloud.clone(),
+            stop: stop.clone(),
+            monitor: monitor.clone(),
+            member: None,
+            scratch: scratch.into(),
+        }
     }
 
-    /// Opens what is at `location`.
+    /// The same, which takes `member` out of an archive.
+    #[must_use]
+    pub fn member(mut self, member: Option<&str>) -> Self {
+        self.member = member.map(str::to_owned);
+        self
+    }
+
+    /// The same, which unpacks streams in `folder`, into files without a name; else in `$TMPDIR`, or `/var/tmp`.
+    #[must_use]
+    pub fn scratch(mut self, folder: &Path) -> Self {
+        folder.clone_into(&mut self.scratch);
+        self
+    }
+
+    /// Opens what is at `location`, as it lies there.
     pub fn open(&self, location: &Location) -> Result<Opened> {
         match location {
             Location::File(path) => {
@@ -72,19 +100,45 @@ impl Opener {
             #[cfg(not(feature = "net"))]
             Location::Object(url) => {
                 let _ = (&self.cloud, &self.stop, &self.monitor);
-                Err(crate::error::Error::new(
-                    crate::error::Kind::Usage,
-                    "usage.no-net",
-                    format!("{url} cannot be opened"),
-                )
-                .because("this haul was built without the network"))
+                Err(Error::new(Kind::Usage, "usage.no-net", format!("{url} cannot be opened"))
+                    .because("this haul was built without the network"))
             }
         }
     }
 
+    /// Opens what is at `location` and takes it out of the archives and compressed streams it is in. What is or is
+    /// said to be raw is not looked into.
+    pub fn unwrapped(&self, location: &Location, format: Option<Format>) -> Result<Opened> {
+        let mut opened = self.open(location)?;
+        if opened.format(format) == Some(Format::Raw) && self.member.is_none() {
+            return Ok(opened);
+        }
+        let options = archive::Options {
+            member: self.member.as_deref(),
+            scratch: &self.scratch,
+            limit: UNPACKED,
+            progress: &|progress| {
+                if self.stop.load(Ordering::Relaxed) {
+                    return Err(Error::new(Kind::Interrupted, "interrupted", "unpacking was stopped"));
+                }
+                if progress.unpacked <= archive::READ {
+                    self.monitor.begin("unpack", Some(progress.of));
+                }
+                self.monitor.advance(progress.read);
+                Ok(())
+            },
+        };
+        let inner = archive::open(opened.file, &options)?;
+        for layer in &inner.layers {
+            self.monitor.note(Level::Info, &format!("{location}: {layer}"));
+        }
+        opened.file = inner.disk;
+        Ok(opened)
+    }
+
     /// Opens the image at `location`.
     pub fn image(&self, location: &Location, format: Option<Format>, gate: &Gate) -> Result<Image> {
-        self.open(location)?.image(format, gate)
+        self.unwrapped(location, format)?.image(format, gate)
     }
 }
 

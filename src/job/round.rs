@@ -310,11 +310,11 @@ pub enum Updated {
     },
 }
 
-/// Brings a finished copy up to date with `location`, its source: chunks whose digest is no longer that of the manifest
+/// Brings a finished copy up to date with `opened`, its source: chunks whose digest is no longer that of the manifest
 /// are copied again.
 pub fn update(
     job: &Finished,
-    location: &Location,
+    opened: Opened,
     options: &source::Options<'_>,
     stop: &Arc<AtomicBool>,
     monitor: &Arc<dyn Monitor>,
@@ -326,7 +326,6 @@ pub fn update(
             .because("its fix-ups would be mixed with what changed on the source")
             .remedy("take them back with `haul undo`, update, and fix it again"));
     }
-    let opened = Opener::new(&job.cloud, stop, monitor).open(location)?;
     let source = Source::open(opened, options, &**monitor)?;
     if source.size() != open.manifest.head.size {
         return Err(Error::new(Kind::Source, "round.size", format!("{} has another size", source.name()))

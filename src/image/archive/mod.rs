@@ -18,14 +18,14 @@ use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
 use crate::io::{ReadAt, Window, read_array};
-use crate::unit::Extent;
+use crate::unit::{Extent, to_usize};
 
 pub use stream::Codec;
 
 /// Most wrappings around one image: a compressed image in a compressed archive has three.
 const MAX_LAYERS: usize = 4;
 /// Bytes read at once of a stream that is unpacked.
-const READ: usize = 1 << 20;
+pub const READ: u64 = 1 << 20;
 
 /// How to open what may be wrapped.
 pub struct Options<'a> {
@@ -137,7 +137,7 @@ pub fn open(source: Arc<dyn ReadAt>, options: &Options<'_>) -> Result<Opened> {
 
 /// `packed` unpacked.
 fn unpack(packed: &Arc<dyn ReadAt>, codec: Codec, options: &Options<'_>) -> Result<Arc<dyn ReadAt>> {
-    let stream = stream::Stream::new(packed.clone(), codec, READ);
+    let stream = stream::Stream::new(packed.clone(), codec, to_usize(READ));
     let name = format!("{} (unpacked)", packed.name());
     let file = scratch::spool(stream, options)?;
     let whole = Extent::new(0, file.size());
