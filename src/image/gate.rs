@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 pub struct Gate {
     backing: Vec<PathBuf>,
     data: Vec<PathBuf>,
+    extents: Vec<PathBuf>,
 }
 
 impl Gate {
@@ -32,6 +33,13 @@ impl Gate {
         self
     }
 
+    /// Allows `path` as an extent file of a disk that consists of several.
+    #[must_use]
+    pub fn extent(mut self, path: impl Into<PathBuf>) -> Self {
+        self.extents.push(path.into());
+        self
+    }
+
     /// The file that serves as the backing file `wanted` by `image`.
     pub(super) fn take_backing(&mut self, image: &str, wanted: &str) -> Result<PathBuf> {
         take(&mut self.backing, wanted)
@@ -42,6 +50,12 @@ impl Gate {
     pub(super) fn take_data_file(&mut self, image: &str, wanted: &str) -> Result<PathBuf> {
         take(&mut self.data, wanted)
             .ok_or_else(|| refused("image.data-file-not-named", image, "data file", wanted, "--data-file"))
+    }
+
+    /// The file that serves as the extent file `wanted` by `image`.
+    pub(super) fn take_extent(&mut self, image: &str, wanted: &str) -> Result<PathBuf> {
+        take(&mut self.extents, wanted)
+            .ok_or_else(|| refused("image.extent-not-named", image, "extent file", wanted, "--extent"))
     }
 }
 
@@ -69,7 +83,7 @@ mod tests {
     #[test]
     fn only_a_named_file_is_given_and_only_once() {
         let mut gate = Gate::closed().backing("/mine/base.raw");
-        assert!(gate.take_data_file("x", "base.raw").is_err());
+        assert!(gate.take_data_file("x", "base.raw").is_err() && gate.take_extent("x", "base.raw").is_err());
         assert!(gate.take_backing("x", "/etc/shadow").is_err());
         assert!(gate.take_backing("x", "..").is_err());
         assert_eq!(gate.take_backing("x", "/theirs/base.raw").unwrap(), Path::new("/mine/base.raw"));

@@ -9,6 +9,7 @@ pub mod gate;
 pub mod overlay;
 pub mod qcow2;
 pub mod raw;
+pub mod vmdk;
 
 use std::fmt;
 use std::path::Path;
