@@ -9,6 +9,9 @@ pub mod gate;
 pub mod overlay;
 pub mod qcow2;
 pub mod raw;
+mod sparse;
+pub mod vhd;
+pub mod vhdx;
 pub mod vmdk;
 
 use std::fmt;

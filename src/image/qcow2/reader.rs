@@ -8,6 +8,7 @@ use super::table::{Entries, Geometry, Mapping, OFFSET_MASK};
 use super::unpack::Unpacker;
 use crate::error::{Error, Result};
 use crate::image::cache::Cache;
+use crate::image::sparse::Sparse;
 use crate::io::{ReadAt, check_range, read_vec};
 use crate::unit::{Extent, MIB, to_usize};
 
@@ -37,29 +38,6 @@ pub struct Reader {
     tables: Cache<[u64]>,
     clusters: Cache<[u8]>,
     unpackers: Mutex<Vec<Unpacker>>,
-}
-
-/// A file, and the stretch of it last found to hold data: asking a file system where a hole begins costs more than
-/// reading a cluster, and an image's file mostly has none.
-struct Sparse {
-    file: Arc<dyn ReadAt>,
-    known: Mutex<Extent>,
-}
-
-impl Sparse {
-    fn new(file: Arc<dyn ReadAt>) -> Arc<Self> {
-        Arc::new(Sparse { file, known: Mutex::new(Extent::new(0, 0)) })
-    }
-
-    /// What may be data in `asked`: one stretch, the first.
-    fn data_in(&self, asked: Extent) -> Result<Option<Extent>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.contains(asked) {
-            let Some(data) = self.file.next_data(asked.start)? else { return Ok(None) };
-            *known = data;
-        }
-        Ok(Some(known.intersect(asked)).filter(|data| !data.is_empty()))
-    }
 }
 
 /// A piece of the virtual disk that comes from one place.

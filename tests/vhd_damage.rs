@@ -1,0 +1,69 @@
+//! Damaged, truncated and lying VHD images: an error or a disk, never a panic, a hang or a huge allocation.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+
+#[path = "support/allocations.rs"]
+mod allocations;
+#[path = "support/damage.rs"]
+mod damage;
+#[path = "fuzz_bodies/vhd.rs"]
+mod fuzz_vhd;
+#[path = "support/images.rs"]
+mod images;
+
+use damage::{Sample, run_through};
+use fuzz_vhd::fuzz_vhd;
+use images::{Bench, arg, run};
+
+/// Bytes held at once beyond the image: a table of 4 Mi blocks, which its header may claim, and the caches.
+const LIMIT: usize = 24 << 20;
+
+/// Makes the checksums of footers and header right again, where they are.
+fn seal(image: &mut [u8]) {
+    let end = image.len().saturating_sub(512);
+    for (at, len, sum_at) in [(0, 512, 64), (512, 1024, 36), (end, 512, 64)] {
+        let Some(part) = image.get_mut(at..at + len) else { continue };
+        if part.starts_with(b"conectix") || part.starts_with(b"cxsparse") {
+            part[sum_at..sum_at + 4].fill(0);
+            let sum: u32 = part.iter().map(|byte| u32::from(*byte)).sum();
+            part[sum_at..sum_at + 4].copy_from_slice(&(!sum).to_be_bytes());
+        }
+    }
+}
+
+/// Small images of each shape, made by QEMU.
+fn samples() -> Vec<Sample> {
+    let bench = Bench::new(5 << 20, 71);
+    let by_qemu = |name: &str, options: &str| {
+        let path = bench.path(name);
+        run("qemu-img", &["convert", "-f", "raw", "-O", "vpc", "-o", options, arg(&bench.raw), arg(&path)]);
+        std::fs::read(path).unwrap()
+    };
+    // Footer's copy, header, table, a bitmap, the footer.
+    let sample = |image: Vec<u8>| {
+        let end = (image.len() - 512, 100);
+        let areas = if image.starts_with(b"conectix") {
+            vec![(0, 100), (512, 60), (1536, 16), (1536, 512), (2048, 512), end, (0, image.len())]
+        } else {
+            vec![end, (0, image.len())]
+        };
+        Sample { image, areas, seal }
+    };
+    let exact = by_qemu("a.vhd", "subformat=dynamic,force_size=on");
+    // The footer at the end is lost: its copy counts.
+    let copied = exact[..exact.len() - 512].to_vec();
+    let rounded = by_qemu("b.vhd", "subformat=dynamic");
+    let fixed = by_qemu("c.vhd", "subformat=fixed,force_size=on");
+    [exact, copied, rounded, fixed].map(sample).into()
+}
+
+#[test]
+fn a_few_damaged_images_are_errors_or_disks() {
+    run_through(&samples(), 120, LIMIT, fuzz_vhd);
+}
+
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
+fn a_thousand_damaged_images_are_errors_or_disks() {
+    run_through(&samples(), 1000, LIMIT, fuzz_vhd);
+}
