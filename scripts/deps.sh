@@ -6,5 +6,6 @@ cd "$(dirname "$0")/.."
 install_guest_packages
 if command -v dpkg-query >/dev/null; then
   install_packages 7zip btrfs-progs cpio cryptsetup-bin curl dosfstools exfatprogs fuse3 gdisk initramfs-tools-core \
-    libarchive-tools libvhdi-utils libvmdk-utils lvm2 mount ntfs-3g pigz python3 python3-venv tar time xfsprogs
+    libarchive-tools libnbd-bin libvhdi-utils libvmdk-utils lvm2 mount nbdkit ntfs-3g pigz python3 python3-venv tar \
+    time xfsprogs
 fi

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod buffer;
 pub mod fake;
 pub mod file;
+pub mod nbd;
 
 use std::sync::Arc;
 
