@@ -27,7 +27,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("boot", "error unit monitor io host"),
     ("guest", "error unit monitor io host image layout boot"),
     ("cloud", "error unit monitor net"),
-    ("config", "error unit"),
+    ("config", "error unit io"),
     ("preflight", "error unit monitor io host image layout source sink store boot guest cloud config"),
     (
         "job",

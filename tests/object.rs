@@ -63,6 +63,7 @@ fn copy<'a>(source: &'a Source, store: Arc<dyn ObjectStore>, folder: &Path, form
         source,
         settings: Settings {
             format,
+            subformat: None,
             compress: if format == Format::Raw { Compress::None } else { Compress::Zstd },
             all_blocks: true,
             on_read_error: OnReadError::Fail,

@@ -105,7 +105,7 @@ fn every_kind_of_image_qemu_writes_reads_as_its_source() {
         let path = bench.convert("a.qcow2", options, if compressed { &["-c"] } else { &[] });
         let image = open(&path);
         assert_eq!(image.format, Format::Qcow2);
-        let info = image.info.qcow2.unwrap();
+        let info = image.info.qcow2().unwrap().clone();
         assert_eq!((info.cluster_size, info.dirty, info.corrupt), (cluster as u64, false, false));
         let data = assert_reads(&*image.disk, &bench.bytes);
         // qemu-img looks for zeroes in pieces of 4 KiB.
@@ -187,7 +187,7 @@ fn a_dirty_image_with_lazy_refcounts_is_read() {
     let commands = ["-f", "qcow2", "-c", "write -P 5 1M 3M", "-c", "flush", "-c", "abort", arg(&path)];
     assert!(!images::output("qemu-io", &commands).status.success(), "qemu-io was to be killed");
     let image = open(&path);
-    assert!(image.info.qcow2.unwrap().dirty);
+    assert!(image.info.qcow2().unwrap().clone().dirty);
     let mut expected = vec![0; 10 * MIB];
     expected[MIB..4 * MIB].fill(5);
     assert_reads(&*image.disk, &expected);
@@ -202,7 +202,7 @@ fn snapshots_are_listed_and_the_active_disk_is_read() {
     run("qemu-img", &["snapshot", "-c", "after the \u{1b}[31mchange", arg(&path)]);
     bench.io(&path, &["write -P 78 200k 10k"]);
     let image = open(&path);
-    let snapshots = image.info.qcow2.unwrap().snapshots;
+    let snapshots = image.info.qcow2().unwrap().clone().snapshots;
     let names: Vec<_> = snapshots.iter().map(|s| (s.id.as_str(), s.name.as_str())).collect();
     assert_eq!(names, [("1", "before"), ("2", "after the \\u{1b}[31mchange")]);
     assert!(snapshots[0].taken > 1_700_000_000);
@@ -309,7 +309,7 @@ fn what_cannot_be_read_is_refused_by_name() {
         assert_eq!((error.kind(), error.id()), (Kind::Image, id));
         assert!(error.why().contains(says), "{error:?}");
         // The facts can still be had.
-        let info = image::inspect(&DiskFile::open(&path).unwrap(), None).unwrap().qcow2.unwrap();
+        let info = image::inspect(&DiskFile::open(&path).unwrap(), None).unwrap().qcow2().unwrap().clone();
         assert_eq!(info.encryption.is_some(), id == "qcow2.encrypted");
         assert_eq!(info.corrupt, id == "qcow2.corrupt");
         assert_eq!(info.unknown_features.len(), usize::from(id == "qcow2.unknown-feature"));

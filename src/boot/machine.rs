@@ -13,6 +13,8 @@ pub enum Format {
     Raw,
     /// QEMU's format.
     Qcow2,
+    /// None: the image's path is the Unix socket of an NBD server whose default export is the disk.
+    Served,
 }
 
 /// What starts the machine.
@@ -60,7 +62,7 @@ impl Accelerator {
 /// A machine with one disk, whose writes are thrown away, on a network that ends at its own DHCP server.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// The image's file, or a block device.
+    /// The image's file, a block device, or the socket it is served at.
     pub image: PathBuf,
     /// The image's format.
     pub format: Format,
@@ -116,12 +118,15 @@ impl Machine {
             add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
             add("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={variables}"));
         }
-        let format = match self.format {
-            Format::Raw => "raw",
-            Format::Qcow2 => "qcow2",
+        let path = file_option(&self.image)?;
+        let image = match self.format {
+            Format::Raw => format!("format=raw,file={path}"),
+            Format::Qcow2 => format!("format=qcow2,file={path}"),
+            Format::Served => {
+                format!("format=raw,file.driver=nbd,file.server.type=unix,file.server.path={path}")
+            }
         };
-        let image = file_option(&self.image)?;
-        add("-drive", format!("if=none,id=disk,format={format},cache.no-flush=on,snapshot=on,file={image}"));
+        add("-drive", format!("if=none,id=disk,cache.no-flush=on,snapshot=on,{image}"));
         if let Some(drive) = &self.config_drive {
             let file = file_option(drive)?;
             add("-drive", format!("if=none,id=config,format=raw,readonly=on,file={file}"));
@@ -176,6 +181,9 @@ fn cannot_open(path: &Path) -> Error {
 /// Refuses a qcow2 image that would have QEMU open another file: backing file at byte 8, incompatible feature bit 2
 /// (external data file) at byte 72 (QEMU docs/interop/qcow2.rst).
 fn refuse_references(path: &Path, format: Format) -> Result<()> {
+    if format == Format::Served {
+        return Ok(());
+    }
     let mut header = Vec::new();
     File::open(path)
         .and_then(|file| file.take(80).read_to_end(&mut header))

@@ -2,16 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::input::Input;
 use super::output::Output;
 use crate::boot::{self, Expect, Machine, State};
+use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
 use crate::guest::disk::{BootMode, file_systems};
 use crate::host::programs::{Programs, QEMU};
-use crate::image::{self, Format, Gate};
+use crate::image::{Format, Image, qcow2};
+use crate::io::nbd::Server;
+use crate::job::open::Opened;
+use crate::monitor::Monitor;
 
 /// Boot an image in QEMU on a cloud's hardware, and say whether its user space came up
 #[derive(clap::Args)]
@@ -19,14 +26,15 @@ use crate::image::{self, Format, Gate};
   haul boot server.qcow2
   haul boot --hardware sata --expect 'web01 login:' --timeout 600 server.raw
 
-The image is not written: what the guest writes is thrown away. The guest reaches no network.
+The image is not written, nor an object downloaded: what the guest reads is fetched, what it writes
+is thrown away. The guest reaches no network.
 Exit code 11 when it does not come up; the console and a picture of the screen are kept.")]
 pub struct Arguments {
-    /// A disk or an image
-    image: PathBuf,
-    /// Its format (default: probed; a device is raw)
-    #[arg(short, value_name = "FORMAT")]
-    format: Option<Format>,
+    /// A disk, an image, an object as cos://BUCKET/KEY, or an NBD export
+    #[arg(value_parser = location_parser())]
+    image: Location,
+    #[command(flatten)]
+    input: Input,
     /// Firmware (default: UEFI when the disk has an EFI system partition and no BIOS boot partition)
     #[arg(long, value_enum)]
     firmware: Option<Firmware>,
@@ -64,9 +72,9 @@ enum Hardware {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     let console = arguments.console.clone().unwrap_or_else(|| {
-        let name = arguments.image.file_name().unwrap_or_default().to_string_lossy();
+        let name = arguments.image.file_name().to_string_lossy();
         PathBuf::from(format!("{name}.console.log"))
     });
     if console.extension().is_some_and(|extension| extension == "png") {
@@ -76,16 +84,16 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     let programs = Programs::default();
     programs.find(&QEMU)?;
-    let opened = image::open(&arguments.image, arguments.format, &Gate::closed())?;
+    let progress = Arc::new(output.progress());
+    let monitor: Arc<dyn Monitor> = progress.clone();
+    let input = &arguments.input;
+    let opened = input.open(&arguments.image, stop, &monitor)?;
+    let image = opened.image(input.format, &input.references.gate())?;
     let uefi = match arguments.firmware {
         Some(firmware) => matches!(firmware, Firmware::Uefi),
-        None => matches!(file_systems(&opened.disk), Ok((_, BootMode::Uefi))),
+        None => matches!(file_systems(&image.disk), Ok((_, BootMode::Uefi))),
     };
-    let format = match opened.format {
-        Format::Raw => boot::Format::Raw,
-        Format::Qcow2 => boot::Format::Qcow2,
-    };
-    drop(opened);
+    let (served, path, format) = present(&opened, image)?;
     let machine = Machine {
         firmware: if uefi { boot::Firmware::Uefi } else { boot::Firmware::Bios },
         hardware: match arguments.hardware {
@@ -94,13 +102,14 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
             Hardware::Sata => boot::Hardware::Sata,
         },
         memory_mib: arguments.memory,
-        ..Machine::new(&arguments.image, format)
+        ..Machine::new(&path, format)
     };
     let expect = arguments.expect.clone().map_or(Expect::UserSpace, Expect::Marker);
     let timeout = Duration::from_secs(arguments.timeout);
-    let progress = output.progress();
-    let outcome = boot::run(&programs, &machine, expect, timeout, &console, &progress);
+    let outcome = boot::run(&programs, &machine, expect, timeout, &console, &*progress);
     progress.finish();
+    // A disk that could not be read is why the guest did not come up.
+    served.map_or(Ok(()), Server::stop)?;
     let mut outcome = outcome?;
     if let (Some(from), Some(to)) = (&outcome.screenshot, &arguments.screenshot) {
         keep(from, to)?;
@@ -117,6 +126,23 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         output.result(&outcome.report(), &text);
     }
     outcome.up().map(drop)
+}
+
+/// Shows a disk to QEMU: a local raw or qcow2 file by its name, everything else through haul's own reader.
+fn present(opened: &Opened, image: Image) -> Result<(Option<Server>, PathBuf, boot::Format)> {
+    if let (Some(path), false) = (opened.path(), opened.is_unwrapped()) {
+        let alone = |info: &qcow2::Info| info.backing_file.is_none() && info.data_file.is_none();
+        match image.format {
+            Format::Raw => return Ok((None, path.to_owned(), boot::Format::Raw)),
+            Format::Qcow2 if image.info.qcow2().is_some_and(alone) => {
+                return Ok((None, path.to_owned(), boot::Format::Qcow2));
+            }
+            _ => {}
+        }
+    }
+    let socket = std::env::temp_dir().join(format!("haul-boot-{}.sock", std::process::id()));
+    let server = Server::start(image.disk, &socket)?;
+    Ok((Some(server), socket, boot::Format::Served))
 }
 
 /// Moves a file, also to another file system.

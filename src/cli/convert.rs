@@ -2,19 +2,19 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
 
 use super::input::Input;
-use super::output::Output;
+use super::output::{Output, leave_stdout};
 use super::progress::Progress;
 use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
 use crate::guest;
-use crate::image::{Compress, Format};
+use crate::image::{Compress, Format, Subformat};
 use crate::job::convert::{self, Convert};
 use crate::job::copy::Settings;
 use crate::job::round::{self, Finished, Updated};
@@ -29,15 +29,18 @@ use crate::unit::bytes::human;
   haul convert /dev/sdb server.qcow2
   haul convert --compress zstd disk.raw disk.qcow2
   haul convert -f qcow2 -O raw server.qcow2 server.img
+  haul convert -O vhd -o subformat=fixed server.qcow2 server.vhd
+  haul convert appliance.ova cos://images-1250000000/appliance.qcow2
+  haul convert -O raw nbd+unix:///?socket=/run/vddk.sock - | zstd > server.raw.zst
   haul convert --resume /dev/sdb server.qcow2       go on after an interruption
 
 Blocks that no file system uses are left out and read as zeroes in the copy; --all-blocks copies
 them too. Beside DST a DST.manifest is written: `haul verify DST.manifest DST` proves the copy.")]
 pub struct Arguments {
-    /// A disk such as /dev/sdb, an image file, or an object as cos://BUCKET/KEY
+    /// A disk such as /dev/sdb, an image file, cos://BUCKET/KEY, or nbd://HOST/EXPORT
     #[arg(value_parser = location_parser())]
     src: Location,
-    /// The image to write: a file or an object
+    /// The image to write: a file, an object, - for standard output, or null: for nowhere
     #[arg(value_parser = location_parser())]
     dst: Location,
     #[command(flatten)]
@@ -45,6 +48,9 @@ pub struct Arguments {
     /// Format of DST (default: by its extension, else raw)
     #[arg(short = 'O', value_name = "FORMAT")]
     to: Option<Format>,
+    /// How a vhd or vmdk DST is laid out: subformat=fixed|dynamic, subformat=monolithicSparse|streamOptimized
+    #[arg(short, value_name = "OPTION")]
+    options: Option<String>,
     /// Compress a qcow2 DST
     #[arg(long, value_enum, default_value = "none", value_name = "METHOD")]
     compress: Method,
@@ -58,7 +64,7 @@ pub struct Arguments {
     #[arg(long)]
     force: bool,
     /// Bring DST, a qcow2 copy of SRC made before, up to date: only what changed is appended
-    #[arg(long, conflicts_with_all = ["fix", "force", "to", "compress", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["fix", "force", "to", "options", "compress", "dry_run"])]
     update: bool,
     /// Go on with an interrupted conversion of the same SRC with the same options
     #[arg(long)]
@@ -69,6 +75,9 @@ pub struct Arguments {
     /// What to do about unreadable sectors
     #[arg(long, value_enum, default_value = "fail", value_name = "ACTION")]
     on_read_error: Action,
+    /// Write the manifest to this file (default: DST.manifest; none beside standard output)
+    #[arg(long, value_name = "FILE", conflicts_with = "update")]
+    manifest: Option<PathBuf>,
     /// Worker threads (default: one per processor)
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -98,10 +107,6 @@ impl Arguments {
             Method::Zlib => Compress::Zlib,
             Method::Zstd => Compress::Zstd,
         };
-        if format == Format::Raw && compress != Compress::None {
-            return Err(Error::new(Kind::Usage, "convert.compress", "a raw image cannot be compressed")
-                .remedy("leave --compress out, or write a qcow2 image with -O qcow2"));
-        }
         Ok(Convert {
             source: self.src.clone(),
             destination: self.dst.clone(),
@@ -111,6 +116,7 @@ impl Arguments {
             gate: self.input.references.gate(),
             settings: Settings {
                 format,
+                subformat: self.options.as_deref().map(subformat).transpose()?,
                 compress,
                 all_blocks: self.all_blocks,
                 on_read_error: match self.on_read_error {
@@ -122,6 +128,7 @@ impl Arguments {
             force: self.force || self.update,
             resume: self.resume,
             fix: self.fix.then(guest::Options::default),
+            manifest: self.manifest.clone(),
             threads: self.threads.unwrap_or_else(super::default_threads),
         })
     }
@@ -166,6 +173,15 @@ fn update(
     }
 }
 
+/// The value of QEMU's only option that has a meaning here.
+fn subformat(option: &str) -> Result<Subformat> {
+    match option.split_once('=') {
+        Some(("subformat", name)) => name.parse(),
+        _ => Err(Error::new(Kind::Usage, "convert.option", format!("unknown option {option:?}"))
+            .remedy("the only one is subformat=NAME")),
+    }
+}
+
 fn format_by_extension(name: &OsStr) -> Format {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     extension.parse().unwrap_or(Format::Raw)
@@ -174,6 +190,9 @@ fn format_by_extension(name: &OsStr) -> Format {
 /// Runs the command.
 pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     let mut job = arguments.job()?;
+    if job.destination == Location::Stdout {
+        leave_stdout();
+    }
     let progress = Arc::new(output.progress());
     let monitor: Arc<dyn Monitor> = progress.clone();
     if arguments.update && update(arguments, &mut job, output, stop, &progress)? {
@@ -212,7 +231,9 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
         let _ = writeln!(text, "resumed at {}", human(report.resumed_from));
     }
     let _ = writeln!(text, "source root {}", report.source_root.0);
-    let _ = writeln!(text, "manifest    {}", report.manifest.display());
+    if let Some(manifest) = &report.manifest {
+        let _ = writeln!(text, "manifest    {}", manifest.display());
+    }
     output.result(&report, &text);
     Ok(())
 }

@@ -34,12 +34,16 @@ pub struct References {
     /// An external data file that a qcow2 image may read
     #[arg(long, value_name = "FILE")]
     data_file: Vec<PathBuf>,
+    /// An extent file that a VMDK descriptor may name
+    #[arg(long, value_name = "FILE")]
+    extent: Vec<PathBuf>,
 }
 
 impl References {
     pub fn gate(&self) -> Gate {
         let gate = self.backing.iter().fold(Gate::closed(), Gate::backing);
-        self.data_file.iter().fold(gate, Gate::data_file)
+        let gate = self.data_file.iter().fold(gate, Gate::data_file);
+        self.extent.iter().fold(gate, Gate::extent)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::guest::disk::BootMode;
 use crate::guest::inspect::Kernel;
 use crate::guest::{self, Guest};
-use crate::image::Info;
+use crate::image::{Details, Info};
 use crate::io::ReadAt;
 use crate::layout::{self, Content, PartitionType, TableKind, Usage, UsedMap};
 use crate::unit::bytes::human;
@@ -155,11 +155,8 @@ fn text(name: &str, document: &Document) -> String {
         Some(table) => writeln!(text, ", {} partition table", table.to_uppercase()),
         None => writeln!(text, ", no partition table"),
     };
-    if let Some(qcow2) = &info.qcow2 {
-        let _ = writeln!(text, "qcow2 version {}, {} clusters", qcow2.version, human(qcow2.cluster_size));
-        if let Some(backing) = &qcow2.backing_file {
-            let _ = writeln!(text, "backing file {backing:?}");
-        }
+    if let Some(details) = &info.details {
+        describe_image(details, &mut text);
     }
     for volume in &document.volumes {
         let place = match (&volume.logical_volume, volume.partition) {
@@ -192,6 +189,24 @@ fn text(name: &str, document: &Document) -> String {
         let _ = writeln!(text, "finding: {finding}");
     }
     text
+}
+
+fn describe_image(details: &Details, text: &mut String) {
+    let _ = match details {
+        Details::Qcow2(qcow2) => {
+            let _ = writeln!(text, "qcow2 version {}, {} clusters", qcow2.version, human(qcow2.cluster_size));
+            qcow2.backing_file.iter().try_for_each(|backing| writeln!(text, "backing file {backing:?}"))
+        }
+        Details::Vhd(vhd) => writeln!(text, "{} vhd, made by {:?}", vhd.subformat, vhd.creator),
+        Details::Vhdx(vhdx) => {
+            let log = if vhdx.log_replayed { ", its log replayed" } else { "" };
+            writeln!(text, "{} vhdx, {} blocks{log}", vhdx.subformat, human(vhdx.block_size))
+        }
+        Details::Vmdk(vmdk) => {
+            let _ = writeln!(text, "{} vmdk", vmdk.create_type);
+            vmdk.extents.iter().try_for_each(|extent| writeln!(text, "extent file {extent:?}"))
+        }
+    };
 }
 
 fn describe_guest(guest: &Guest, text: &mut String) {

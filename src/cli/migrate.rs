@@ -145,6 +145,7 @@ impl Arguments {
             name: self.name.clone(),
             settings: Settings {
                 format: Format::Qcow2,
+                subformat: None,
                 compress: match self.compress {
                     Method::None => Compress::None,
                     Method::Zlib => Compress::Zlib,

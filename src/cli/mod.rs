@@ -137,7 +137,7 @@ fn run(command: &Command, file: &File, output: &Output, stop: &Arc<AtomicBool>) 
         Command::Undo(arguments) => fix::undo(arguments, output, stop),
         Command::Config(arguments) => config::run(arguments, file, output),
         Command::Plan(arguments) => plan::run(arguments, output, stop),
-        Command::Boot(arguments) => boot::run(arguments, output),
+        Command::Boot(arguments) => boot::run(arguments, output, stop),
         #[cfg(feature = "net")]
         Command::Migrate(arguments) => migrate::run(arguments, output, stop),
         #[cfg(feature = "net")]

@@ -87,9 +87,21 @@ impl Output {
     }
 }
 
+/// Whether standard output is a disk image's.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Leaves standard output to an image: from now on everything else goes to standard error.
+pub fn leave_stdout() {
+    TAKEN.store(true, Ordering::Relaxed);
+}
+
 /// Prints to standard output; a reader that went away is no error.
 pub fn print(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{}", printable(text));
+    let text = printable(text);
+    let _ = match TAKEN.load(Ordering::Relaxed) {
+        true => writeln!(std::io::stderr(), "{text}"),
+        false => writeln!(std::io::stdout(), "{text}"),
+    };
 }
 
 /// Names and labels come from disks: control characters in them must not reach a terminal.

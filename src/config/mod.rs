@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
+use crate::io::nbd;
 
 /// Which shapes of the cloud's API are spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -134,6 +135,12 @@ pub enum Location {
     File(PathBuf),
     /// An object in a store.
     Object(ObjectUrl),
+    /// An export of an NBD server.
+    Nbd(nbd::Uri),
+    /// Standard output.
+    Stdout,
+    /// Nowhere: what is written is thrown away.
+    Null,
 }
 
 impl Location {
@@ -141,11 +148,16 @@ impl Location {
     /// is written `./name`.
     pub fn parse(text: OsString) -> Result<Self> {
         match text.to_str() {
+            Some("-") => Ok(Location::Stdout),
+            Some("null:") => Ok(Location::Null),
             Some(url) if url.starts_with("cos://") => url.parse().map(Location::Object),
+            Some(url) if url.starts_with("nbd") && url.contains("://") => {
+                nbd::Uri::parse(url).map(Location::Nbd)
+            }
             Some(url) if url.contains("://") && !url.starts_with(['.', '/']) => {
                 Err(Error::new(Kind::Usage, "usage.location", format!("{url:?} cannot be opened"))
                     .because("its scheme is not known")
-                    .remedy("name a disk, a file, or cos://BUCKET/KEY"))
+                    .remedy("name a disk, a file, cos://BUCKET/KEY, or nbd://HOST/EXPORT"))
             }
             _ => Ok(Location::File(text.into())),
         }
@@ -155,7 +167,7 @@ impl Location {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Location::File(path) => Some(path),
-            Location::Object(_) => None,
+            _ => None,
         }
     }
 
@@ -164,6 +176,9 @@ impl Location {
         let path = match self {
             Location::File(path) => path,
             Location::Object(url) => Path::new(&url.key),
+            Location::Nbd(uri) => Path::new(&uri.export),
+            Location::Stdout => Path::new("stdout"),
+            Location::Null => Path::new("null"),
         };
         path.file_name().unwrap_or_default()
     }
@@ -180,6 +195,9 @@ impl fmt::Display for Location {
         match self {
             Location::File(path) => path.display().fmt(f),
             Location::Object(url) => url.fmt(f),
+            Location::Nbd(uri) => uri.fmt(f),
+            Location::Stdout => f.write_str("-"),
+            Location::Null => f.write_str("null:"),
         }
     }
 }
@@ -195,7 +213,7 @@ impl From<Location> for PathBuf {
     fn from(location: Location) -> Self {
         match location {
             Location::File(path) => path,
-            Location::Object(url) => url.to_string().into(),
+            other => other.to_string().into(),
         }
     }
 }
@@ -214,7 +232,12 @@ mod tests {
         }
         let object = parse("cos://b-1/folder/k.qcow2").unwrap();
         assert_eq!((object.path(), object.file_name()), (None, OsStr::new("k.qcow2")));
-        for location in [object, parse("disk.raw").unwrap()] {
+        for other in ["nbd://host:1/x%20y", "nbd+unix:///?socket=/run/s", "-", "null:", "./-"] {
+            assert_eq!(parse(other).unwrap().to_string(), other);
+        }
+        let export = parse("nbd://host/server").unwrap();
+        assert_eq!((export.path(), export.file_name()), (None, OsStr::new("server")));
+        for location in [object, export, Location::Null, parse("disk.raw").unwrap()] {
             let json = serde_json::to_string(&location).unwrap();
             assert_eq!(json, format!("{:?}", location.to_string()));
             assert_eq!(serde_json::from_str::<Location>(&json).unwrap(), location);

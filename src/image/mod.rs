@@ -5,6 +5,7 @@
 pub mod archive;
 mod cache;
 pub mod compare;
+mod format;
 pub mod gate;
 pub mod overlay;
 pub mod qcow2;
@@ -14,48 +15,16 @@ pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
 
-use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::io::{DiskFile, ReadAt};
 
 pub use compare::{Comparison, compare};
+pub use format::{Compress, Format, Subformat, encoder};
 pub use gate::Gate;
-
-/// An image format haul reads and writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// The virtual disk's bytes as they are.
-    Raw,
-    /// QEMU's qcow2, versions 2 and 3.
-    Qcow2,
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Format::Raw => "raw",
-            Format::Qcow2 => "qcow2",
-        })
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "raw" => Ok(Format::Raw),
-            "qcow2" => Ok(Format::Qcow2),
-            _ => Err(Error::new(Kind::Usage, "image.format", format!("unknown image format {text:?}"))
-                .remedy("use raw or qcow2")),
-        }
-    }
-}
 
 /// What an image is, without reading the disk in it: the facts of `haul inspect`.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -66,9 +35,38 @@ pub struct Info {
     pub virtual_size: u64,
     /// Length of the file, device or object in bytes.
     pub file_size: u64,
-    /// What only a qcow2 image has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub qcow2: Option<qcow2::Info>,
+    /// What only an image of this format has; a raw image has nothing.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
+}
+
+/// What only an image of one format has.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Details {
+    /// Of a qcow2 image.
+    Qcow2(qcow2::Info),
+    /// Of a VHD image.
+    Vhd(vhd::Info),
+    /// Of a VHDX image.
+    Vhdx(vhdx::Info),
+    /// Of a VMDK image.
+    Vmdk(vmdk::Info),
+}
+
+impl Info {
+    /// What is known of the raw disk `file`.
+    pub fn raw(file: &dyn ReadAt) -> Self {
+        Info { format: Format::Raw, virtual_size: file.size(), file_size: file.size(), details: None }
+    }
+
+    /// What a qcow2 image has.
+    pub fn qcow2(&self) -> Option<&qcow2::Info> {
+        match &self.details {
+            Some(Details::Qcow2(info)) => Some(info),
+            _ => None,
+        }
+    }
 }
 
 /// An open image.
@@ -83,13 +81,23 @@ pub struct Image {
 
 /// The format `disk` seems to have, by its first bytes. A raw disk whose owner writes a header of another format
 /// to its start looks like that format: where it matters, the user says which it is.
-pub fn probe(disk: &(impl ReadAt + ?Sized)) -> Result<Format> {
+pub fn probe(disk: &dyn ReadAt) -> Result<Format> {
     let mut magic = qcow2::header::MAGIC.map(|_| 0);
     if disk.size() < magic.len() as u64 {
         return Ok(Format::Raw);
     }
     disk.read_at(&mut magic, 0)?;
-    Ok(if magic == qcow2::header::MAGIC { Format::Qcow2 } else { Format::Raw })
+    Ok(if magic == qcow2::header::MAGIC {
+        Format::Qcow2
+    } else if vhdx::probe(disk)? {
+        Format::Vhdx
+    } else if vmdk::probe(disk)? {
+        Format::Vmdk
+    } else if vhd::probe(disk)? {
+        Format::Vhd
+    } else {
+        Format::Raw
+    })
 }
 
 /// Opens the image file or block device `path`; without a `format` a file is probed, and a block device is raw,
@@ -108,31 +116,48 @@ pub fn open_on(file: Arc<dyn ReadAt>, format: Option<Format>, gate: &Gate) -> Re
 /// What the image on `file` is, even if it is one that [`open_on`] refuses. Nothing it refers to is opened.
 pub fn inspect(file: &dyn ReadAt, format: Option<Format>) -> Result<Info> {
     let format = format.map_or_else(|| probe(file), Ok)?;
-    let (virtual_size, qcow2) = match format {
-        Format::Raw => (file.size(), None),
+    let (virtual_size, details) = match format {
+        Format::Raw => return Ok(Info::raw(file)),
         Format::Qcow2 => {
             let metadata = qcow2::Metadata::read(file)?;
-            (metadata.header.virtual_size, Some(metadata.info()))
+            (metadata.header.virtual_size, Details::Qcow2(metadata.info()))
+        }
+        Format::Vhd => {
+            let info = vhd::inspect(file)?;
+            (info.virtual_size, Details::Vhd(info))
+        }
+        Format::Vhdx => {
+            let info = vhdx::inspect(file)?;
+            (info.virtual_size, Details::Vhdx(info))
+        }
+        Format::Vmdk => {
+            let metadata = vmdk::Metadata::read(file)?;
+            (metadata.virtual_size(), Details::Vmdk(metadata.info()))
         }
     };
-    Ok(Info { format, virtual_size, file_size: file.size(), qcow2 })
+    Ok(Info { format, virtual_size, file_size: file.size(), details: Some(details) })
 }
 
 /// Opens an image and what it refers to. Each file of the gate serves once, so a chain ends.
 fn open_chain(file: Arc<dyn ReadAt>, format: Option<Format>, gate: &mut Gate) -> Result<Image> {
-    let format = format.map_or_else(|| probe(&file), Ok)?;
-    let file_size = file.size();
-    if format == Format::Raw {
-        let info = Info { format, virtual_size: file_size, file_size, qcow2: None };
-        return Ok(Image { disk: file, format, info });
-    }
+    let info = inspect(&file, format)?;
+    let format = info.format;
+    let disk: Arc<dyn ReadAt> = match format {
+        Format::Raw => file,
+        Format::Qcow2 => Arc::new(open_qcow2(file, gate)?),
+        Format::Vhd => Arc::new(vhd::Reader::open(file)?),
+        Format::Vhdx => Arc::new(vhdx::Reader::open(file)?),
+        Format::Vmdk => Arc::new(vmdk::open(file, gate)?),
+    };
+    Ok(Image { disk, format, info })
+}
+
+fn open_qcow2(file: Arc<dyn ReadAt>, gate: &mut Gate) -> Result<qcow2::Reader> {
     let name = file.name();
     let metadata = qcow2::Metadata::read(&file)?;
     if let Some(refusal) = metadata.header.refusal(&name, &metadata.extensions) {
         return Err(refusal);
     }
-    let info =
-        Info { format, virtual_size: metadata.header.virtual_size, file_size, qcow2: Some(metadata.info()) };
     let data = match metadata.data_file(&name)? {
         Some(wanted) => Some(Arc::new(DiskFile::open(&gate.take_data_file(&name, wanted)?)?) as _),
         None => None,
@@ -146,28 +171,5 @@ fn open_chain(file: Arc<dyn ReadAt>, format: Option<Format>, gate: &mut Gate) ->
         }
         None => None,
     };
-    let disk = Arc::new(qcow2::Reader::new(file, &metadata, data, backing)?);
-    Ok(Image { disk, format, info })
-}
-
-/// How a written image compresses its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compress {
-    /// Not at all.
-    None,
-    /// Deflate: every reader understands it.
-    Zlib,
-    /// Zstandard: faster, but importers and QEMU before 5.1 refuse it.
-    Zstd,
-}
-
-impl fmt::Display for Compress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Compress::None => "none",
-            Compress::Zlib => "zlib",
-            Compress::Zstd => "zstd",
-        })
-    }
+    qcow2::Reader::new(file, &metadata, data, backing)
 }

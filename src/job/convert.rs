@@ -1,10 +1,13 @@
 //! One disk or image into an image: a file or an object.
 //!
 //! Beside a destination file `D` live `D.haul-part`, the image so far, and `D.haul-journal`; both go when the job ends.
-//! Beside an object's name, in the current folder, lie its journal and what of it must wait.
+//! Beside an object's name, in the current folder, lie its journal and what of it must wait. What a stream needs
+//! meanwhile lies where streams are unpacked.
 
 use std::fmt;
 use std::fs;
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +16,7 @@ use serde::Serialize;
 
 use super::copy::{Copy, Settings, Target};
 use super::fix;
-use super::open::{Opened, Opener};
+use super::open::{Opened, Opener, scratch};
 use super::round;
 #[cfg(feature = "net")]
 use super::services::Services;
@@ -54,6 +57,8 @@ pub struct Convert {
     pub resume: bool,
     /// What fix-ups may do to the copy; none leaves it as the source is.
     pub fix: Option<guest::Options>,
+    /// Where to write the manifest, if not beside the destination; a stream has one only if it is named.
+    pub manifest: Option<PathBuf>,
     /// Worker threads.
     pub threads: usize,
 }
@@ -64,7 +69,8 @@ pub struct Report {
     /// The image made.
     pub destination: Location,
     /// Its manifest.
-    pub manifest: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<PathBuf>,
     /// Length of the virtual disk in bytes.
     pub size: u64,
     /// Length of the image in bytes.
@@ -106,10 +112,11 @@ pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>
         settings: job.settings,
         target,
         journal: with_suffix(&beside, ".haul-journal"),
-        manifest: with_suffix(&beside, ".manifest"),
+        manifest: job.manifest.clone().unwrap_or_else(|| with_suffix(&beside, ".manifest")),
         threads: job.threads,
         base: None,
     };
+    let streamed = matches!(copy.target, Target::Pipe(_));
     let copied = match copy.run(job.resume, stop, monitor) {
         Ok(copied) => copied,
         Err(error) => {
@@ -124,10 +131,14 @@ pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>
     };
     copy.clear();
     round::forget(&beside);
+    let mut manifest = Some(copy.manifest);
+    if streamed && job.manifest.is_none() {
+        manifest.take().map(fs::remove_file);
+    }
     let head = copied.manifest.head;
     Ok(Report {
         destination: job.destination.clone(),
-        manifest: copy.manifest,
+        manifest,
         size: head.size,
         image_bytes: head.image_bytes,
         bytes: head.bytes,
@@ -154,7 +165,10 @@ impl Convert {
     /// The path beside which manifest, journal and overlay lie: the destination, or for an object its name in the
     /// current folder.
     fn beside(&self) -> PathBuf {
-        self.destination.path().map_or_else(|| self.destination.file_name().into(), Path::to_owned)
+        match &self.destination {
+            Location::Stdout | Location::Null => scratch().join(format!("haul-{}", std::process::id())),
+            other => round::beside(other),
+        }
     }
 
     /// Opens the source, out of what it is wrapped in.
@@ -175,7 +189,7 @@ impl Convert {
     }
 
     fn is_remote(&self) -> bool {
-        self.destination.path().is_none()
+        matches!(self.destination, Location::Object(_))
     }
 
     fn is_resumed(&self) -> bool {
@@ -185,7 +199,21 @@ impl Convert {
 
 /// The target, which must be new or allowed to be replaced.
 fn target(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<Target> {
+    if job.resume && matches!(job.destination, Location::Stdout | Location::Null) {
+        return Err(job.refuse("a stream cannot be resumed", "leave --resume out"));
+    }
     match &job.destination {
+        Location::Null => Ok(Target::Pipe(None)),
+        Location::Stdout => {
+            let stdout = std::io::stdout();
+            if stdout.is_terminal() {
+                return Err(job.refuse("it is a terminal", "send the image into a file or another program"));
+            }
+            let out = stdout.as_fd().try_clone_to_owned();
+            let out = out.map_err(|error| job.refuse(&error.to_string(), "name a file"))?;
+            Ok(Target::Pipe(Some(out.into())))
+        }
+        Location::Nbd(_) => Err(job.refuse("NBD exports are only read", "name a file or an object")),
         Location::File(path) => {
             check_file(job, path)?;
             Ok(Target::File { part: with_suffix(path, ".haul-part"), name: path.clone() })

@@ -1,6 +1,6 @@
 //! The copy every job shares: source to image, journalled, resumable at any byte, sealed before it has a name.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::source::Source;
 use crate::error::{Error, Kind, Result};
-use crate::image::{self, Compress, Format};
+use crate::image::{self, Compress, Format, Subformat};
 use crate::io::batch::{Encoder, Geometry};
 use crate::io::file::Identity;
 use crate::io::{OutFile, ReadAt};
@@ -21,6 +21,7 @@ use crate::pipeline;
 use crate::sink::image_file::{self, ImageFile};
 #[cfg(feature = "net")]
 use crate::sink::object::{self, ObjectImage, RoundBase};
+use crate::sink::pipe::Pipe;
 use crate::sink::{Destination, ImageSink, Sealed, Sink};
 use crate::source::OnReadError;
 #[cfg(feature = "net")]
@@ -32,6 +33,9 @@ use crate::unit::{Extent, ExtentMap, fault};
 pub struct Settings {
     /// Format of the image.
     pub format: Format,
+    /// How that format lays out the disk, where it has several ways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subformat: Option<Subformat>,
     /// Compression of the image.
     pub compress: Compress,
     /// Copy blocks that no file system uses, too.
@@ -59,6 +63,21 @@ pub enum Target {
         /// A folder of the job's own, for what must wait.
         folder: PathBuf,
     },
+    /// A stream: standard output, or nowhere.
+    Pipe(Option<File>),
+}
+
+impl Target {
+    /// The last part of the image's name.
+    fn file_name(&self) -> String {
+        let name = match self {
+            Target::File { name, .. } => name.as_path(),
+            #[cfg(feature = "net")]
+            Target::Object { key, .. } => Path::new(key),
+            Target::Pipe(_) => Path::new("disk.vmdk"),
+        };
+        name.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
 }
 
 /// A copy to be made.
@@ -169,10 +188,8 @@ impl Copy<'_> {
             let (image, changed) = (base.image.clone(), base.changed.clone());
             return Ok(Box::new(image::qcow2::round::Round::new(image, self.settings.compress, changed)?));
         }
-        Ok(match self.settings.format {
-            Format::Raw => Box::new(image::raw::writer::Writer::new(size)),
-            Format::Qcow2 => Box::new(image::qcow2::writer::Writer::new(size, self.settings.compress)?),
-        })
+        let Settings { format, subformat, compress, .. } = self.settings;
+        image::encoder(format, subformat, compress, size, &self.target.file_name())
     }
 
     /// Begins a new image and its journal.
@@ -202,6 +219,13 @@ impl Copy<'_> {
                     None => ObjectImage::begin(context, encoder.front_len())?,
                 };
                 (Box::new(object), journal)
+            }
+            Target::Pipe(out) => {
+                let journal = Arc::new(Journal::create(&self.journal, &json)?);
+                let out = out.as_ref().map(File::try_clone).transpose().map_err(|error| {
+                    Error::new(Kind::Internal, "pipe.clone", "cannot use standard output").caused_by(error)
+                })?;
+                (Box::new(Pipe::new(out, encoder.front_len(), journal.clone())?), journal)
             }
         };
         #[cfg(not(feature = "net"))]
@@ -236,6 +260,7 @@ impl Copy<'_> {
             Target::Object { store, key, folder } => {
                 ObjectImage::safe(&**store, key, folder, encoder.front_len(), survey)?
             }
+            Target::Pipe(_) => return Err(not_resumed()),
         };
         if safe == 0 || (self.base.is_some() && safe < encoder.position()) {
             self.abort_uploads();
@@ -265,6 +290,7 @@ impl Copy<'_> {
                 let context = self.context((store, key, folder), &journal, monitor);
                 Box::new(ObjectImage::resume(context, &survey, position, safe)?)
             }
+            Target::Pipe(_) => return Err(not_resumed()),
         };
         journal.sync()?;
         Ok(Stand::Copying(Box::new(ImageSink::new(encoder, destination, journal)), from))
@@ -313,6 +339,7 @@ impl Copy<'_> {
                 let upload = Upload { key: key.clone(), id: id.clone() };
                 Ok(object::sealed(store.clone(), upload, front, survey.parts.iter()))
             }
+            Target::Pipe(_) => Err(not_resumed()),
         }
     }
 
@@ -370,6 +397,7 @@ impl Copy<'_> {
             (Target::File { part, .. }, None) => remove(part),
             #[cfg(feature = "net")]
             (Target::Object { .. }, _) => {}
+            (Target::Pipe(_), _) => {}
         }
         self.clear();
     }
@@ -400,4 +428,9 @@ impl Base {
 /// Removes a file that may be gone already.
 fn remove(path: &Path) {
     let _ = fs::remove_file(path);
+}
+
+fn not_resumed() -> Error {
+    Error::new(Kind::Usage, "resume.pipe", "a stream cannot be resumed")
+        .remedy("run the command again without --resume")
 }

@@ -4,15 +4,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 #[cfg(feature = "net")]
 use super::services::Services;
+use super::wait;
 use crate::config::{Cloud, Location};
 use crate::error::{Error, Kind, Result};
 use crate::host::mounts::{self, Use};
 use crate::image::{self, Format, Gate, Image, Info, archive};
 use crate::io::file::Identity;
-use crate::io::{DiskFile, ReadAt};
+use crate::io::{DiskFile, ReadAt, nbd};
 use crate::monitor::{Level, Monitor};
 #[cfg(feature = "net")]
 use crate::store::{ObjectDisk, ObjectStore};
@@ -40,10 +42,14 @@ pub struct Opened {
     /// The file, as it lies there or was taken out of an archive.
     pub file: Arc<dyn ReadAt>,
     origin: Origin,
+    /// Whether it was taken out of something.
+    unwrapped: bool,
 }
 
 enum Origin {
     File(Arc<DiskFile>),
+    /// An export cannot be told from another state of it: only its size is known.
+    Nbd(Arc<nbd::Client>),
     #[cfg(feature = "net")]
     Object {
         store: Arc<dyn ObjectStore>,
@@ -52,17 +58,20 @@ enum Origin {
     },
 }
 
+/// The folder for what is large and temporary: not /tmp, which lies in memory on many a server.
+pub fn scratch() -> PathBuf {
+    std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into()).into()
+}
+
 impl Opener {
     /// An opener that finds objects in `cloud`; a wait for the store ends when `stop` is set.
     pub fn new(cloud: &Cloud, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Self {
-        // Not /tmp, which lies in memory on many a server.
-        let scratch = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
         Opener {
             cloud: cloud.clone(),
             stop: stop.clone(),
             monitor: monitor.clone(),
             member: None,
-            scratch: scratch.into(),
+            scratch: scratch(),
         }
     }
 
@@ -85,7 +94,16 @@ impl Opener {
         match location {
             Location::File(path) => {
                 let file = Arc::new(DiskFile::open(path)?);
-                Ok(Opened { file: file.clone(), origin: Origin::File(file) })
+                Ok(Opened { file: file.clone(), origin: Origin::File(file), unwrapped: false })
+            }
+            Location::Nbd(uri) => {
+                let client = Arc::new(nbd::Client::connect_with(uri, self.patience())?);
+                Ok(Opened { file: client.clone(), origin: Origin::Nbd(client), unwrapped: false })
+            }
+            Location::Stdout | Location::Null => {
+                Err(Error::new(Kind::Usage, "usage.source", format!("{location} cannot be read"))
+                    .because("a source is read at any offset")
+                    .remedy("name a disk, a file, an object or an NBD export; a file of that name is ./-"))
             }
             #[cfg(feature = "net")]
             Location::Object(url) => {
@@ -95,6 +113,7 @@ impl Opener {
                 Ok(Opened {
                     file: Arc::new(object),
                     origin: Origin::Object { store, key: url.key.clone(), identity },
+                    unwrapped: false,
                 })
             }
             #[cfg(not(feature = "net"))]
@@ -104,6 +123,18 @@ impl Opener {
                     .because("this haul was built without the network"))
             }
         }
+    }
+
+    /// How an NBD server is waited for: a wait ends when the job is stopped, and is told of.
+    fn patience(&self) -> nbd::Options {
+        let (stop, monitor) = (self.stop.clone(), self.monitor.clone());
+        let pause = move |error: &Error, pause: Duration| {
+            if !pause.is_zero() {
+                monitor.note(Level::Info, &format!("{error}; again in {:.1} s", pause.as_secs_f64()));
+            }
+            wait(pause, &stop)
+        };
+        nbd::Options { pause: Arc::new(pause), ..nbd::Options::default() }
     }
 
     /// Opens what is at `location` and takes it out of the archives and compressed streams it is in. What is or is
@@ -132,6 +163,7 @@ impl Opener {
         for layer in &inner.layers {
             self.monitor.note(Level::Info, &format!("{location}: {layer}"));
         }
+        opened.unwrapped = !inner.layers.is_empty();
         opened.file = inner.disk;
         Ok(opened)
     }
@@ -147,6 +179,9 @@ impl Opened {
     pub fn identity(&self) -> Result<Identity> {
         match &self.origin {
             Origin::File(file) => file.identity(),
+            Origin::Nbd(client) => {
+                Ok(Identity { path: client.name(), size: client.size(), ..Identity::default() })
+            }
             #[cfg(feature = "net")]
             Origin::Object { store, key, identity: known } => {
                 Ok(store.head(key)?.map_or_else(|| known.clone(), |info| identity(&**store, key, &info)))
@@ -154,12 +189,16 @@ impl Opened {
         }
     }
 
+    /// Whether it was taken out of an archive or stream.
+    pub fn is_unwrapped(&self) -> bool {
+        self.unwrapped
+    }
+
     /// Its path, if it is a file or a device.
     pub fn path(&self) -> Option<&Path> {
         match &self.origin {
             Origin::File(file) => Some(file.path()),
-            #[cfg(feature = "net")]
-            Origin::Object { .. } => None,
+            _ => None,
         }
     }
 
@@ -173,8 +212,7 @@ impl Opened {
     fn format(&self, named: Option<Format>) -> Option<Format> {
         let device = match &self.origin {
             Origin::File(file) => file.is_device(),
-            #[cfg(feature = "net")]
-            Origin::Object { .. } => false,
+            _ => false,
         };
         named.or(device.then_some(Format::Raw))
     }

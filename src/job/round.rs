@@ -127,7 +127,6 @@ impl<'a> Open<'a> {
         let image: Arc<dyn ReadAt> = Arc::new(Patched::new(window, front));
         #[cfg(feature = "net")]
         let object = match &job.copy {
-            Location::File(_) => None,
             Location::Object(url) => {
                 let store = Services::new(&job.cloud)?.store(&url.bucket, stop, monitor)?;
                 let info = store.head(&url.key)?;
@@ -140,6 +139,7 @@ impl<'a> Open<'a> {
                 };
                 Some((store, url.key.clone(), base))
             }
+            _ => None,
         };
         Ok(Open {
             job,
@@ -170,7 +170,7 @@ impl<'a> Open<'a> {
             Some("none") => Compress::None,
             _ => image::qcow2::round::compression(&*self.image)?,
         };
-        Ok(Settings { format, compress, all_blocks, on_read_error: OnReadError::Fail })
+        Ok(Settings { format, subformat: None, compress, all_blocks, on_read_error: OnReadError::Fail })
     }
 
     fn target(&self) -> Target {
@@ -262,7 +262,7 @@ fn settle(job: &Finished, beside: &Path, stop: &Arc<AtomicBool>, monitor: &Arc<d
     let counts = match &job.copy {
         Location::File(_) => read_vec(&*image, 0, FRONT_BYTES)? != front,
         // A round makes it longer, at once.
-        Location::Object(_) => image.size() > before,
+        _ => image.size() > before,
     };
     if counts {
         keep_for_undo(&base, beside)?;
@@ -422,8 +422,7 @@ pub fn undo(job: &Finished, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) 
             let store = Services::new(&job.cloud)?.store(&url.bucket, stop, monitor)?;
             undo_object(store, &url.key, &beside, &before, front, monitor)?;
         }
-        #[cfg(not(feature = "net"))]
-        Location::Object(_) => Opener::new(&job.cloud, stop, monitor).open(&job.copy).map(drop)?,
+        _ => Opener::new(&job.cloud, stop, monitor).open(&job.copy).map(drop)?,
     }
     fs::remove_dir_all(&folder).map_err(|error| io_failed(&folder, error))?;
     let head = &before.head;

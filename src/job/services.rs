@@ -1,9 +1,9 @@
 //! The cloud a job talks to: store and image service, put together from the options.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
 
+use super::wait;
 use crate::cloud::tencent::sign::Method;
 use crate::cloud::tencent::{self, Client, Cvm, Endpoint, Settings};
 use crate::cloud::{Credentials, SystemClock, credentials};
@@ -93,16 +93,4 @@ impl Services {
         )?;
         Ok(Cvm::new(client, edition))
     }
-}
-
-/// Waits, unless the job is stopped meanwhile.
-fn wait(pause: Duration, stop: &AtomicBool) -> Result<()> {
-    let end = Instant::now() + pause;
-    while let Some(left) = end.checked_duration_since(Instant::now()) {
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::new(Kind::Interrupted, "interrupted", "a wait for the store was stopped"));
-        }
-        std::thread::sleep(left.min(Duration::from_millis(100)));
-    }
-    Ok(())
 }

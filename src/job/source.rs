@@ -80,8 +80,7 @@ impl Source {
 
     /// A finished copy that `opened` holds as its own source: `disk`, of which `extents` are copied.
     pub fn of_copy(opened: Opened, disk: Arc<dyn ReadAt>, extents: ExtentMap) -> Result<Self> {
-        let info =
-            Info { format: Format::Raw, virtual_size: disk.size(), file_size: disk.size(), qcow2: None };
+        let info = Info::raw(&disk);
         Ok(Source {
             identity: opened.identity()?,
             opened,

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::{Chunks, Manifest};
 use crate::error::{Error, Kind, Result};
 use crate::io::batch::Geometry;
-use crate::io::{AlignedBuf, ReadAt, is_zero};
-use crate::unit::{Digest, Extent, ExtentMap, to_usize};
+use crate::io::{AlignedBuf, ReadAt, is_zero, read_vec};
+use crate::unit::{Digest, Extent, ExtentMap, MIB, to_usize};
 
 /// What [`verify`] found.
 #[derive(Debug, Default)]
@@ -68,8 +68,9 @@ pub fn verify(
     advance: &(dyn Fn(u64) + Sync),
 ) -> Result<Verdict> {
     let geometry = manifest.geometry();
-    // A qcow2 image rounds its size up to whole sectors.
-    if copy.size().next_multiple_of(512) != geometry.size.next_multiple_of(512) {
+    // Formats round the size up, to whole sectors or MiB; what is added must be zeroes.
+    let fits = geometry.size..=geometry.size.next_multiple_of(MIB).max(MIB);
+    if !fits.contains(&copy.size()) {
         return Err(Error::new(Kind::Mismatch, "verify.size", format!("{} has the wrong size", copy.name()))
             .because(format!("it is {} bytes long, the manifest says {}", copy.size(), geometry.size)));
     }
@@ -103,7 +104,12 @@ pub fn verify(
         })
     })?;
     advance(geometry.size);
-    Ok(verdict.into_inner().unwrap_or_else(PoisonError::into_inner))
+    let mut verdict = verdict.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let added = Extent::new(geometry.size, copy.size());
+    if !is_zero(&read_vec(copy, added.start, to_usize(added.len()))?) {
+        verdict.differing.insert(added);
+    }
+    Ok(verdict)
 }
 
 fn differing(task: &Task, bytes: &[u8], geometry: &Geometry) -> Vec<Extent> {

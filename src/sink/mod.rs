@@ -3,6 +3,7 @@
 pub mod image_file;
 #[cfg(feature = "net")]
 pub mod object;
+pub mod pipe;
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What an image says about itself before its block allocation table is read: footer, header, the disk's length.
 
+use std::fmt;
+
 use super::footer::{COOKIE, Chs, DiskType, FOOTER_LEN, Footer};
 use super::header::{HEADER_LEN, Header, MAX_ENTRIES};
 use super::{MAX_SIZE, bad_field};
@@ -12,7 +14,7 @@ const FOOTER: u64 = FOOTER_LEN as u64;
 /// Seconds from 1970 to 2000, where the format's time begins.
 const EPOCH: u64 = 946_684_800;
 
-/// How an image holds its disk.
+/// How a VHD or VHDX image holds its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Subformat {
@@ -22,6 +24,16 @@ pub enum Subformat {
     Dynamic,
     /// As blocks that differ from another disk: haul does not read it.
     Differencing,
+}
+
+impl fmt::Display for Subformat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Subformat::Fixed => "fixed",
+            Subformat::Dynamic => "dynamic",
+            Subformat::Differencing => "differencing",
+        })
+    }
 }
 
 /// The facts of a VHD image for `haul inspect`. Control characters in names are escaped.

@@ -5,7 +5,8 @@ pub mod log;
 pub mod metadata;
 mod reader;
 
-pub use reader::{Info, Reader, Subformat, inspect, probe};
+pub use super::vhd::Subformat;
+pub use reader::{Info, Reader, inspect, probe};
 
 use crate::error::{Error, Kind};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::header::{Header, REGION_TABLE_LEN, REGION_TABLES, Regions, SIGNATURE};
 use super::metadata::Metadata;
-use super::{bad_field, guid_text, log};
+use super::{Subformat, bad_field, guid_text, log};
 use crate::error::{Error, Kind, Result};
 use crate::image::cache::Cache;
 use crate::image::sparse::Sparse;
@@ -20,18 +20,6 @@ const TABLE_CACHE: usize = 1 << 20;
 /// Blocks lie below this offset of the file: twice the largest disk. A bit for each MiB is held while an image is
 /// opened.
 const MAX_FILE: u64 = 128 * TIB;
-
-/// How an image holds its disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Subformat {
-    /// All blocks are in the file.
-    Fixed,
-    /// Blocks of zeroes are left out.
-    Dynamic,
-    /// As blocks that differ from another disk: haul does not read it.
-    Differencing,
-}
 
 /// The facts of a VHDX image for `haul inspect`. Control characters in names are escaped.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

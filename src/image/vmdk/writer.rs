@@ -56,6 +56,11 @@ fn file_name(name: &str) -> Result<String> {
     Ok(name.to_owned())
 }
 
+/// The sectors of a disk of `size` bytes: programs refuse one that has none.
+fn sectors_of(size: u64) -> u64 {
+    size.div_ceil(SECTOR).max(1)
+}
+
 fn header(sectors: u64) -> Header {
     Header {
         version: 1,
@@ -134,7 +139,7 @@ impl StreamOptimized {
         if size > MAX_STREAM {
             return Err(too_large(size, format!("a VMDK stream holds at most {MAX_STREAM} bytes")));
         }
-        let sectors = size.div_ceil(SECTOR);
+        let sectors = sectors_of(size);
         Ok(StreamOptimized {
             name: file_name(name)?,
             sectors,
@@ -299,7 +304,7 @@ impl Sparse {
     /// A writer for a disk of `size` bytes, rounded up to whole sectors, in a file called `name`, as for
     /// [`StreamOptimized::new`]; at most 510 GiB, since its tables are held in memory.
     pub fn new(size: u64, name: &str) -> Result<Self> {
-        let header = Sparse::layout(size.div_ceil(SECTOR));
+        let header = Sparse::layout(sectors_of(size));
         if bytes(header.overhead) > MAX_FRONT {
             let why = "the tables in front of a monolithicSparse image's data would take more than 64 MiB; they do \
                        from 511 GiB on";
