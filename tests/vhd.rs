@@ -437,6 +437,25 @@ fn a_fixed_disk_is_recognised_by_a_footer_that_fits_the_file() {
 }
 
 #[test]
+fn a_dynamic_disk_is_recognised_by_either_footer() {
+    let small = Small::new();
+    let footer = &small.footer;
+    let differencing = &Footer { disk_type: DiskType::Differencing, ..footer.clone() };
+    let probed = |bytes: &[u8]| probe(&MemoryDisk::holding(bytes)).unwrap();
+    for (front, end) in [(Some(footer), None), (None, Some(footer)), (None, Some(differencing))] {
+        assert!(probed(&small.image(front, end)), "{front:?} {end:?}");
+    }
+    // A footer at the end of a disk is a raw disk's data when the header or table it names is not there.
+    let mut image = small.image(None, Some(footer));
+    image[512] ^= 1;
+    assert!(!probed(&image));
+    let mut image = small.image(None, Some(footer));
+    image[600] ^= 1;
+    assert!(!probed(&image));
+    assert!(!probed(&small.image(None, None)));
+}
+
+#[test]
 fn no_creator_makes_a_dynamic_disk_shorter_than_its_size() {
     let small = Small::new();
     let geometry = |cylinders| Chs { cylinders, heads: 4, sectors: 2 };

@@ -77,8 +77,9 @@ pub(super) struct Metadata {
 }
 
 /// Whether `file` seems to be a VHD image: it begins with a footer's cookie, as dynamic disks do, or it ends with a
-/// valid footer of a fixed disk of just its length. A raw disk whose owner writes such bytes to it looks like one:
-/// where it matters, the user says which it is.
+/// valid footer, of a fixed disk of just its length or of a dynamic one whose header and table are where the footer
+/// says: taken for a raw disk, an image whose first sector is damaged would be copied as if it were one. A raw disk
+/// whose owner writes such bytes to it looks like an image: where it matters, the user says which it is.
 pub fn probe(file: &dyn ReadAt) -> Result<bool> {
     let size = file.size();
     if size < FOOTER {
@@ -88,8 +89,14 @@ pub fn probe(file: &dyn ReadAt) -> Result<bool> {
         return Ok(true);
     }
     let end = size - FOOTER;
-    let footer = Footer::decode("", end, &read_array(file, end)?);
-    Ok(footer.is_ok_and(|footer| footer.disk_type == DiskType::Fixed && fixed_size(&footer, end).is_some()))
+    if Footer::decode("", end, &read_array(file, end)?).is_err() {
+        return Ok(false);
+    }
+    match Metadata::read(file) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == Kind::Image => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// What the image on `file` is, even if it is one that haul does not read.
