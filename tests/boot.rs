@@ -81,6 +81,36 @@ fn a_sata_server_boots_on_sata() {
 
 #[test]
 #[ignore = "long: scripts/test.sh --long"]
+fn a_system_disk_boots_from_every_format_it_was_written_in() {
+    let (image, _) = disk(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let haul = env!("CARGO_BIN_EXE_haul");
+    for (name, options) in [
+        ("copy.raw", &["-O", "raw"][..]),
+        ("copy.qcow2", &["-O", "qcow2", "--compress", "zlib"]),
+        ("zstd.qcow2", &["-O", "qcow2", "--compress", "zstd"]),
+        ("fixed.vhd", &["-O", "vhd", "-o", "subformat=fixed"]),
+        ("dynamic.vhd", &["-O", "vhd"]),
+        ("sparse.vmdk", &["-O", "vmdk"]),
+        ("stream.vmdk", &["-O", "vmdk", "-o", "subformat=streamOptimized"]),
+    ] {
+        let copy = dir.path().join(name);
+        let made =
+            Command::new(haul).args(["-q", "convert"]).args(options).args([&image, &copy]).status().unwrap();
+        assert!(made.success(), "{name}");
+        let _one = boot_lock();
+        let booted = Command::new(haul)
+            .args(["boot", "--json", "--hardware", "sata", "--expect", "HAUL-BEACON up", "--console"])
+            .args([&dir.path().join("console.log"), &copy])
+            .output()
+            .unwrap();
+        assert!(booted.status.success(), "{name}: {}", String::from_utf8_lossy(&booted.stdout));
+        std::fs::remove_file(copy).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
 fn a_sata_server_stops_in_its_initramfs_on_virtio() {
     let (image, _) = disk(&[]);
     let dir = tempfile::tempdir().unwrap();
