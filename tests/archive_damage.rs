@@ -2,94 +2,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
+#[path = "fuzz_bodies/mod.rs"]
+mod bodies;
 #[path = "support/images.rs"]
 mod images;
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use haul::error::{Error, Kind, Result};
+use bodies::archive::{judge, open};
+use bodies::input::View;
+use bodies::seal;
 use haul::image::archive::{self, Options};
-use haul::io::ReadAt;
-use haul::io::fake::MemoryDisk;
-use haul::unit::Extent;
 use images::{Random, arg, run, seed};
 
-/// The most bytes that anything may unpack to.
-const LIMIT: u64 = 4 << 20;
 /// The most memory that the process may have had, in bytes.
 const MEMORY: u64 = 256 << 20;
-
-/// A file that counts what is asked of it, and panics when an archive makes haul ask without end.
-struct Watched {
-    file: MemoryDisk,
-    calls: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl Watched {
-    fn step(&self, bytes: u64) {
-        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
-        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        assert!(calls < 20_000 && bytes < 64 << 20, "{calls} reads of {bytes} bytes");
-    }
-}
-
-impl ReadAt for Watched {
-    fn size(&self) -> u64 {
-        self.file.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.step(buf.len() as u64);
-        self.file.read_at(buf, offset)
-    }
-
-    fn next_data(&self, from: u64) -> Result<Option<Extent>> {
-        self.step(0);
-        self.file.next_data(from)
-    }
-
-    fn name(&self) -> String {
-        "damaged".into()
-    }
-}
-
-/// The disk in `bytes`, as far as [`LIMIT`], and how much of it there is beyond.
-fn open(bytes: &[u8], scratch: &Path) -> Result<(Vec<u8>, u64)> {
-    let file =
-        Watched { file: MemoryDisk::holding(bytes), calls: AtomicU64::new(0), bytes: AtomicU64::new(0) };
-    let options = Options { member: None, scratch, limit: LIMIT, progress: &|_| Ok(()) };
-    let disk = archive::open(Arc::new(file), &options)?.disk;
-    let mut read = vec![0; usize::try_from(disk.size().min(LIMIT)).unwrap()];
-    disk.read_at(&mut read, 0)?;
-    let mut at = 0;
-    for _ in 0..2000 {
-        let Some(data) = disk.next_data(at)? else { break };
-        assert!(at <= data.start && data.start < data.end && data.end <= disk.size(), "{at}: {data:?}");
-        at = data.end;
-    }
-    let tail = disk.size().min(512);
-    disk.read_at(&mut vec![0; usize::try_from(tail).unwrap()], disk.size() - tail)?;
-    Ok((read, disk.size() - disk.size().min(LIMIT)))
-}
-
-/// An error must blame the archive and say where, or ask which member is meant.
-fn judge(error: &Error) {
-    let text = format!("{error:?}");
-    assert!(error.what().contains("damaged"), "the file is not named: {text}");
-    match error.kind() {
-        Kind::Usage => assert!(matches!(error.id(), "archive.which-disk" | "archive.no-disk"), "{text}"),
-        Kind::Image => {
-            let bare = matches!(error.id(), "archive.depth" | "archive.two-members");
-            assert!(bare || error.facts().iter().any(|(name, _)| *name == "offset"), "no offset: {text}");
-        }
-        _ => panic!("{text}"),
-    }
-}
 
 /// One stream or archive, and what is known of it.
 struct Sample {
@@ -151,25 +81,6 @@ fn samples(dir: &Path) -> (Vec<u8>, Vec<Sample>) {
     (disk, commands.into_iter().map(sample).collect())
 }
 
-/// Makes the checksum of the tar header around `at`, if there is one, right again.
-fn mend_tar(bytes: &mut [u8], at: usize) {
-    let Some(block) = bytes.get_mut(at / 512 * 512..).and_then(|rest| rest.get_mut(..512)) else { return };
-    if &block[257..262] == b"ustar" {
-        block[148..156].fill(b' ');
-        let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
-        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    }
-}
-
-/// Makes the checksum of the first block header of an xz stream right again.
-fn mend_xz(bytes: &mut [u8]) {
-    let len = bytes.get(12).map_or(0, |size| (usize::from(*size) + 1) * 4);
-    if let Some(header) = bytes.get_mut(12..12 + len).filter(|header| header.len() >= 8) {
-        let crc = crc32fast::hash(&header[..len - 4]).to_le_bytes();
-        header[len - 4..].copy_from_slice(&crc);
-    }
-}
-
 fn damage(sample: &Sample, random: &mut Random) -> Vec<u8> {
     let below = |random: &mut Random, n: usize| usize::try_from(random.below(n as u64)).unwrap();
     let mut bytes = sample.bytes.clone();
@@ -212,10 +123,7 @@ fn damage(sample: &Sample, random: &mut Random) -> Vec<u8> {
             }
         }
         if random.below(4) != 0 {
-            mend_tar(&mut bytes, at);
-        }
-        if sample.name.starts_with("xz") && random.below(2) == 0 {
-            mend_xz(&mut bytes);
+            seal::archive(&mut View::new(&mut bytes));
         }
     }
     bytes
@@ -238,7 +146,7 @@ fn damaged(rounds: usize) -> f64 {
     let mut random = Random(seed);
     let (mut refused, mut opened, mut slowest) = (0, 0, 0f64);
     for sample in &samples {
-        let (bytes, more) =
+        let (bytes, more, _) =
             open(&sample.bytes, &scratch).unwrap_or_else(|e| panic!("{}: {e:?}", sample.name));
         assert!(bytes == disk && more == 0, "{} is undamaged", sample.name);
         for i in 0..rounds {
@@ -250,8 +158,8 @@ fn damaged(rounds: usize) -> f64 {
             match outcome.unwrap_or_else(|_| panic!("{what}")) {
                 Err(_) => refused += 1,
                 // Without its magic number it is no stream but a raw disk.
-                Ok((read, _)) if read == bytes => opened += 1,
-                Ok((read, more)) => {
+                Ok((read, ..)) if read == bytes => opened += 1,
+                Ok((read, more, _)) => {
                     assert!(
                         !sample.checked || (read == disk && more == 0),
                         "{what}: it reads as another disk"

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 
 /// Most entries in all archives together; a large real one has 20,000.
 const MAX_ENTRIES: u64 = 1 << 20;
-/// Most bytes after decompression; a large real one has 1 GiB.
+/// Most bytes before decompression, and after it; a large real one has 1 GiB.
 const MAX_BYTES: u64 = 8 << 30;
 /// Longest name, its terminating zero included.
 const MAX_NAME: u64 = 4097;
@@ -41,9 +41,18 @@ pub fn module_name(path: &str) -> Option<String> {
 
 /// Reads an initramfs from its beginning to its end; `name` is what to call it in a message.
 pub fn read(stream: impl Read, name: &str) -> Result<Contents> {
+    read_within(stream, name, MAX_BYTES)
+}
+
+/// The same of a stream of fewer than `longest` bytes: a file that is one hole can be as long as its owner likes.
+fn read_within(stream: impl Read, name: &str, longest: u64) -> Result<Contents> {
     let mut found = Contents::default();
-    match segments(&mut BufReader::with_capacity(1 << 16, stream), &mut found, true) {
-        Ok(()) => Ok(found),
+    let mut bounded = BufReader::with_capacity(1 << 16, stream.take(longest));
+    match segments(&mut bounded, &mut found, true) {
+        Ok(()) if bounded.get_ref().limit() > 0 => Ok(found),
+        Ok(()) => Err(Error::new(Kind::Image, "initramfs.read", format!("cannot read {name}"))
+            .because(format!("it has {longest} bytes or more"))
+            .fact("file", name)),
         Err(error) => Err(Error::new(Kind::Image, "initramfs.read", format!("cannot read {name}"))
             .fact("file", name)
             .caused_by(error)),
@@ -313,6 +322,16 @@ pub(crate) mod tests {
             assert!(error.what().contains("initrd.img"));
         }
         assert!(read(&b"BZh91AY"[..], "x").unwrap_err().why().contains("does not know"));
+    }
+
+    #[test]
+    fn zeroes_without_end_are_an_error() {
+        let error = read_within(io::repeat(0), "initrd.img", 1 << 20).unwrap_err();
+        assert!(error.why().contains("1048576 bytes"), "{error:?}");
+        let mut image = cpio(&["a/virtio.ko"]);
+        image.resize(1000, 0);
+        assert_eq!(read_within(&*image, "initrd.img", 1001).unwrap().modules.len(), 1);
+        assert!(read_within(&*image, "initrd.img", 1000).is_err());
     }
 
     #[test]

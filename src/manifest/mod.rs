@@ -13,7 +13,7 @@ pub mod survey;
 pub mod verify;
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,8 @@ const MAGIC: &[u8; 16] = b"haul-manifest 1\n";
 const TAIL: u64 = 8 + 32;
 const MAX_HEAD: u64 = 16 << 20;
 const END: [u8; 12] = [0xff; 12];
+/// Longest disk in bytes: no file or device of Linux is longer.
+const MAX_SIZE: u64 = i64::MAX as u64;
 
 /// The facts of a manifest; the chunk tables stay in the file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -146,6 +148,9 @@ impl Manifest {
         if head.version != 1 || head.chunk != Geometry::of(head.size).chunk {
             return Err(damaged("it was written by a version of haul this one does not know"));
         }
+        if head.size > MAX_SIZE {
+            return Err(damaged("it speaks of a disk longer than there are"));
+        }
         Ok(Manifest { head, path: path.to_owned(), tables: Extent::new(MAGIC.len() as u64, start) })
     }
 
@@ -159,6 +164,7 @@ impl Manifest {
         let mut chunks = self.chunks()?;
         chunks.by_ref().try_for_each(|entry| entry.map(drop))?;
         chunks.ended = false;
+        chunks.next = 0;
         Ok(chunks)
     }
 
@@ -171,14 +177,18 @@ impl Manifest {
         let mut file = File::open(&self.path).map_err(failed)?;
         file.seek(SeekFrom::Start(self.tables.start)).map_err(failed)?;
         let input = BufReader::with_capacity(1 << 16, file.take(self.tables.len()));
-        Ok(Chunks { input, next: 0, left: 0, path: self.path.clone(), ended: false })
+        let end = self.head.size.div_ceil(self.head.chunk);
+        Ok(Chunks { input, next: 0, end, left: 0, path: self.path.clone(), ended: false })
     }
 }
 
-/// Walks the image table.
+/// Walks a table: the chunks of the disk that it lists, each once, in order. A table that lists others is damaged.
 pub struct Chunks {
     input: BufReader<std::io::Take<File>>,
+    /// The lowest index that may come.
     next: u64,
+    /// How many chunks the disk has.
+    end: u64,
     left: u32,
     path: PathBuf,
     ended: bool,
@@ -193,16 +203,20 @@ impl Chunks {
                 return Ok(None);
             }
             let [f0, f1, f2, f3, f4, f5, f6, f7, c0, c1, c2, c3] = head;
-            self.next = u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7]);
+            let first = u64::from_le_bytes([f0, f1, f2, f3, f4, f5, f6, f7]);
             self.left = u32::from_le_bytes([c0, c1, c2, c3]);
-            if self.left == 0 {
-                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a run of no chunks"));
+            let fits = first.checked_add(self.left.into()).is_some_and(|end| end <= self.end);
+            if self.left == 0 || first < self.next || !fits {
+                let why =
+                    format!("a run of {} chunks at {first} is not one of its disk, in order", self.left);
+                return Err(std::io::Error::new(ErrorKind::InvalidData, why));
             }
+            self.next = first;
         }
         let mut digest = [0; 32];
         self.input.read_exact(&mut digest)?;
         let index = self.next;
-        self.next = self.next.saturating_add(1);
+        self.next += 1;
         self.left -= 1;
         Ok(Some((index, Digest(digest))))
     }
@@ -219,8 +233,11 @@ impl Iterator for Chunks {
         self.ended = !matches!(read, Ok(Some(_)));
         read.transpose().map(|entry| {
             entry.map_err(|error| {
-                Error::new(Kind::Source, "manifest.read", format!("cannot read {}", self.path.display()))
-                    .caused_by(error)
+                let (kind, id) = match error.kind() {
+                    ErrorKind::InvalidData | ErrorKind::UnexpectedEof => (Kind::Image, "manifest.damaged"),
+                    _ => (Kind::Source, "manifest.read"),
+                };
+                Error::new(kind, id, format!("cannot read {}", self.path.display())).caused_by(error)
             })
         })
     }
@@ -361,4 +378,62 @@ fn now() -> String {
 fn cannot_write(path: &Path, error: std::io::Error) -> Error {
     Error::new(Kind::Destination, "manifest.write", format!("cannot write {}", path.display()))
         .caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A manifest of a disk of `size` bytes whose image table has these runs: first chunk and count.
+    fn manifest(dir: &Path, size: u64, runs: &[(u64, u32)]) -> Result<Manifest> {
+        let mut bytes = MAGIC.to_vec();
+        for (first, count) in runs {
+            bytes.extend(first.to_le_bytes());
+            bytes.extend(count.to_le_bytes());
+            bytes.resize(bytes.len() + 32 * to_usize((*count).into()), 7);
+        }
+        bytes.extend([END, END].concat());
+        let head = Head { version: 1, size, chunk: Geometry::of(size).chunk, ..Head::default() };
+        let json = serde_json::to_vec(&head).unwrap();
+        bytes.extend(&json);
+        bytes.extend((json.len() as u64).to_le_bytes());
+        let digest = *blake3::hash(&bytes).as_bytes();
+        bytes.extend(digest);
+        let path = dir.join("manifest");
+        std::fs::write(&path, bytes).unwrap();
+        Manifest::open(&path)
+    }
+
+    #[test]
+    fn a_table_lists_chunks_of_its_disk_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let listed = |size, runs: &[(u64, u32)]| -> Result<Vec<u64>> {
+            manifest(dir.path(), size, runs)?.chunks()?.map(|entry| entry.map(|(index, _)| index)).collect()
+        };
+        assert_eq!(listed(300 << 10, &[(0, 2), (2, 1), (4, 1)]).unwrap(), [0, 1, 2, 4]);
+        for runs in [
+            // Beyond the disk's five chunks, back again, the same twice, and none.
+            &[(5, 1)][..],
+            &[(3, 3)],
+            &[(u64::MAX, 1)],
+            &[(2, 1), (0, 1)],
+            &[(1, 2), (2, 1)],
+            &[(1, 0)],
+        ] {
+            let error = listed(300 << 10, runs).unwrap_err();
+            assert_eq!((error.kind(), error.id()), (Kind::Image, "manifest.damaged"), "{runs:?}: {error:?}");
+        }
+        assert_eq!(listed(u64::MAX, &[]).unwrap_err().id(), "manifest.damaged");
+    }
+
+    #[test]
+    fn a_copy_is_not_proven_by_a_table_out_of_order() {
+        use crate::io::fake::MemoryDisk;
+        // The first run is beyond the disk: what follows it was once not looked at.
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = manifest(dir.path(), 3 << 20, &[(54, 1), (0, 1)]).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let verdict = verify::verify(&manifest, &MemoryDisk::sparse(3 << 20), 1, &stop, &|_| {});
+        assert_eq!(verdict.unwrap_err().id(), "manifest.damaged");
+    }
 }

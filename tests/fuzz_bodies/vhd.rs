@@ -1,23 +1,26 @@
-//! What any bytes must satisfy as a VHD image: open and read within bounds, or fail with an error.
-
-#[path = "watched.rs"]
-mod watched;
+//! Bytes as a VHD image.
 
 use std::sync::Arc;
 
 use haul::image::vhd;
-use watched::{Watched, judge, read};
 
-/// Takes `bytes` as a VHD image. Returns whether it could be opened. What could be opened could be read: its whole
-/// table is checked first.
-pub fn fuzz_vhd(bytes: &[u8]) -> bool {
+use super::Outcome;
+use super::watched::{Watched, judge, read_of, refused};
+
+/// Takes `bytes` as a VHD image: it is opened and read within bounds, or fails with an error. What could be opened can
+/// be read: its whole table is checked first.
+pub fn fuzz_vhd(bytes: &[u8]) -> Outcome {
     let file = Arc::new(Watched::new(bytes));
     let probed = vhd::probe(&*file).unwrap();
     let info = vhd::inspect(&*file).inspect_err(judge).ok();
-    let reader = vhd::Reader::open(file).inspect_err(judge).ok();
-    let Some(reader) = reader else { return false };
-    assert!(probed, "an image that can be read is not recognised");
-    assert_eq!(info.as_ref(), Some(reader.info()));
-    read(&reader).unwrap();
-    true
+    match vhd::Reader::open(file) {
+        Ok(reader) => {
+            assert!(probed, "an image that can be read is not recognised");
+            assert_eq!(info.as_ref(), Some(reader.info()));
+            let outcome = read_of(&reader);
+            assert!(matches!(outcome, Outcome::Fine(_)), "{outcome:?}");
+            outcome
+        }
+        Err(error) => refused(&error),
+    }
 }

@@ -1,5 +1,7 @@
 //! Thousands of damaged images: each an error or a disk, in bounded time and memory.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use super::allocations;
 use super::images::{Random, seed};
 
@@ -7,7 +9,7 @@ use super::images::{Random, seed};
 const LONGEST: u64 = 2_000_000_000;
 
 /// Nanoseconds this thread was on a processor.
-fn processor_time() -> u64 {
+pub fn processor_time() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
 }
