@@ -19,18 +19,20 @@ use std::sync::atomic::AtomicBool;
 
 use haul::config::Cloud;
 use haul::image::{self, Compress, Format, Gate};
-use haul::job::copy::{Copied, Copy, Settings, Target};
+use haul::job::copy::{Base, Copied, Copy, Settings, Target};
 use haul::job::open::Opener;
 use haul::job::source::{Options, Source};
 use haul::job::upload::upload;
 use haul::lab::s3::{Config, Handle, Server};
-use haul::manifest::verify;
+use haul::manifest::{Manifest, verify};
 use haul::monitor::{Monitor, Tally};
+use haul::sink::object::RoundBase;
+use haul::sink::touched::touched;
 use haul::source::OnReadError;
 use haul::store::fault::Faulty;
 use haul::store::s3::{Keys, S3};
 use haul::store::{ObjectDisk, ObjectStore};
-use haul::unit::Secret;
+use haul::unit::{Extent, ExtentMap, Secret};
 use images::{Random, contents, seed};
 
 const PART: u64 = 16 << 20;
@@ -148,6 +150,64 @@ fn an_upload_cut_off_anywhere_resumes_and_sends_at_most_what_was_in_flight_again
         assert!(sent <= most, "{sent} bytes were sent in {} runs, {most} at most", tries + 1);
         prove(&store, &disk, &copied, Format::Qcow2);
         store.delete("disk").unwrap();
+    }
+}
+
+#[test]
+fn a_round_in_place_cut_off_anywhere_resumes_to_the_changed_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk.raw");
+    let mut random = Random(seed());
+    let mut bytes = contents((200 << 20) + 512, random.next());
+    fs::write(&disk, &bytes).unwrap();
+    let (lab, store) = lab(&dir.path().join("lab"));
+    let folder = dir.path().join("whole");
+    run(&copy(&open(&disk), store.clone(), &folder, Format::Raw)).unwrap();
+    let mut manifest = folder.join("manifest");
+    for round in 0..4 {
+        let mut changed = ExtentMap::new();
+        for _ in 0..6 {
+            let at = usize::try_from(random.below(200 << 20)).unwrap();
+            bytes[at] ^= 0x5a;
+            changed.insert(Extent::at(at as u64, 1).widened(64 << 10));
+        }
+        fs::write(&disk, &bytes).unwrap();
+        let touched = touched(&changed, bytes.len() as u64, 2 << 20);
+        let source = open(&disk).restricted(&touched);
+        let folder = dir.path().join(format!("round-{round}"));
+        let info = store.head("disk").unwrap().unwrap();
+        let base = || Base {
+            manifest: Manifest::open(&manifest).unwrap(),
+            image: Arc::new(ObjectDisk::open(store.clone(), "disk", 0).unwrap()),
+            object: Some(RoundBase {
+                size: info.size,
+                etag: info.etag.clone(),
+                crc64: info.crc64,
+                front: None,
+                in_place: true,
+            }),
+            changed: touched.clone(),
+            fixes: false,
+        };
+        let before = lab.received("UploadPart");
+        let mut tries = 0;
+        let copied = loop {
+            let faulty: Arc<dyn ObjectStore> = Arc::new(Faulty::new(store.clone(), random.next(), 150));
+            let copy = Copy { base: Some(base()), ..copy(&source, faulty, &folder, Format::Raw) };
+            match run(&copy) {
+                Ok(copied) => break copied,
+                Err(_) if tries < 40 => tries += 1,
+                Err(error) => panic!("{error:?}"),
+            }
+        };
+        println!("round {round}: {tries} runs were cut off");
+        copy(&source, store.clone(), &folder, Format::Raw).clear();
+        let sent = lab.received("UploadPart") - before;
+        let most = touched.bytes() + (tries + 1) * 5 * PART;
+        assert!(sent <= most, "{sent} bytes were sent in {} runs, {most} at most", tries + 1);
+        assert_eq!(copied.manifest.head.crc64, store.head("disk").unwrap().unwrap().crc64);
+        prove(&store, &disk, &copied, Format::Raw);
+        manifest = folder.join("manifest");
     }
 }
 

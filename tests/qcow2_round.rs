@@ -44,6 +44,7 @@ fn lay_out(encoder: &mut dyn Encoder, disk: &[u8], set: &ExtentMap, file: &File)
                     position += count;
                     continue;
                 }
+                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
             };
             file.write_all_at(bytes, position).unwrap();
             position += bytes.len() as u64;
@@ -204,6 +205,7 @@ fn the_tables_of_a_large_disk_grow_with_its_rounds() {
                     Piece::Meta(bytes) => bytes,
                     Piece::Data(range) => vec![u8::try_from(step + 1).unwrap(); range.len()],
                     Piece::Zeros(count) => vec![0; usize::try_from(count).unwrap()],
+                    Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
                 };
                 file.write_all_at(&bytes, position).unwrap();
                 position += bytes.len() as u64;

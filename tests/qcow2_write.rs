@@ -38,6 +38,7 @@ fn checked(size: u64, compress: Compress, mut cells: impl FnMut(u64) -> Vec<Cell
                 }
                 Piece::Data(range) => range.len() as u64,
                 Piece::Zeros(count) => count,
+                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
             };
         }
         position

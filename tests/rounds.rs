@@ -224,7 +224,16 @@ fn a_compressed_copy_is_fixed_where_it_lies_and_put_back() {
 #[cfg(feature = "net")]
 mod objects {
     use super::*;
+    use haul::lab::s3::{Effect, Fault};
     use lab::{BUCKET, Lab, result};
+
+    /// The id of the error of a command that must fail.
+    fn failure(output: &Output) -> String {
+        lab::failed(output).1["id"].as_str().unwrap().to_owned()
+    }
+
+    const RAW: &[&str] = &["-O", "raw"];
+    const FIXED: &[&str] = &["-O", "vhd", "-o", "subformat=fixed"];
 
     /// The disk, a store, and the copy of one in the other.
     struct Copied {
@@ -235,10 +244,14 @@ mod objects {
 
     impl Copied {
         fn new(method: &str, bytes: &[u8]) -> Copied {
+            Self::with(&["-O", "qcow2", "--compress", method], bytes)
+        }
+
+        fn with(options: &[&str], bytes: &[u8]) -> Copied {
             let (cloud, dir) = (Lab::start(), tempfile::tempdir().unwrap());
             fs::write(dir.path().join("disk.raw"), bytes).unwrap();
-            let copied = Copied { cloud, dir, url: format!("cos://{BUCKET}/disk.qcow2") };
-            copied.done(&["convert", "--all-blocks", "--compress", method, "disk.raw", &copied.url]);
+            let copied = Copied { cloud, dir, url: format!("cos://{BUCKET}/copy") };
+            copied.done(&[&["convert", "--all-blocks", "disk.raw", &copied.url], options].concat());
             copied
         }
 
@@ -259,7 +272,7 @@ mod objects {
 
         /// The object holds what the disk does, by its manifest, by comparison and by QEMU.
         fn prove(&self) {
-            self.done(&["verify", "disk.qcow2.manifest", &self.url]);
+            self.done(&["verify", "copy.manifest", &self.url]);
             self.done(&["compare", "disk.raw", &self.url]);
             let left = left(self.dir.path());
             assert!(left.is_empty(), "{left:?}");
@@ -290,10 +303,83 @@ mod objects {
                 copied.prove();
             }
             copied.done(&["undo", &copied.url]);
-            copied.done(&["verify", "disk.qcow2.manifest", &copied.url]);
+            copied.done(&["verify", "copy.manifest", &copied.url]);
             copied.update(&[]);
             copied.prove();
         }
+    }
+
+    /// How many bytes a round on a raw or fixed VHD object may send, given what differs: whole granules of 8 MiB, the first
+    /// always and the last for its footer.
+    fn granules(before: &[u8], after: &[u8], footer: bool) -> u64 {
+        let all: Vec<bool> =
+            before.chunks(8 << 20).zip(after.chunks(8 << 20)).map(|(old, new)| old != new).collect();
+        let last = all.len() - 1;
+        let sent = |(i, differs): &(usize, &bool)| **differs || *i == 0 || (footer && *i == last);
+        let count = all.iter().enumerate().filter(sent).count() as u64;
+        count * (8 << 20) + 512
+    }
+
+    #[test]
+    fn a_round_on_a_raw_or_fixed_vhd_object_sends_the_touched_parts_again() {
+        let mut random = Random(seed());
+        for (options, format) in [(RAW, "raw"), (FIXED, "vpc")] {
+            let copied = Copied::with(options, &contents((150 << 20) + 512, seed()));
+            let disk = copied.dir.path().join("disk.raw");
+            for round in 0..3 {
+                let before = fs::read(&disk).unwrap();
+                change(&disk, &mut random, 4, round == 1);
+                if round == 2 {
+                    // The end of the disk, and an answer lost at the switch.
+                    let file = File::options().write(true).open(&disk).unwrap();
+                    file.write_all_at(&[9; 512], 150 << 20).unwrap();
+                    copied.cloud.store.inject(Fault::once("CompleteMultipartUpload", Effect::LoseAnswer));
+                }
+                let sent = copied.received();
+                let updated = copied.update(&[]);
+                let sent = copied.received() - sent;
+                let most = granules(&before, &fs::read(&disk).unwrap(), format == "vpc");
+                assert!(sent <= most, "{format} {round}: {sent} bytes sent, {most} at most");
+                let asked = copied.cloud.store.requests();
+                assert!(asked.iter().any(|asked| asked.operation == "UploadPartCopy"));
+                copied.prove();
+                let whole = copied.done(&["convert", "--all-blocks", "--force", "disk.raw", "whole.qcow2"]);
+                assert_eq!(whole["source_root"], updated["source_root"]);
+                // The object is byte for byte what a whole copy is, and QEMU finds the disk in it.
+                copied
+                    .done(&[&["convert", "--all-blocks", "--force", "disk.raw", "fresh"], options].concat());
+                let object = download(&copied);
+                assert!(fs::read(&object).unwrap() == fs::read(copied.dir.path().join("fresh")).unwrap());
+                run("qemu-img", &["compare", "-f", "raw", "-F", format, text(&disk), text(&object)]);
+                assert_eq!(copied.update(&[])["changed"], 0);
+            }
+            let refused = |args: &[&str]| failure(&copied.command(args).output().unwrap());
+            assert_eq!(refused(&["fix", &copied.url]), "round.format");
+            assert_eq!(refused(&["undo", &copied.url]), "round.format");
+
+            // Another disk of the same length was put there: what is not touched would be of that one.
+            change(&disk, &mut random, 1, true);
+            let other = copied.dir.path().join("other");
+            fs::copy(download(&copied), &other).unwrap();
+            File::options().write(true).open(&other).unwrap().write_all_at(b"other", 77 << 20).unwrap();
+            copied.done(&["upload", "other", &copied.url]);
+            let update = ["convert", "--all-blocks", "--update", "disk.raw", &copied.url];
+            assert_eq!(refused(&update), "round.other");
+            assert!(fs::read(download(&copied)).unwrap() == fs::read(&other).unwrap());
+        }
+    }
+
+    /// The object as it is, in a file.
+    fn download(copied: &Copied) -> std::path::PathBuf {
+        copied.done(&["convert", "--all-blocks", "--force", "-f", "raw", "-O", "raw", &copied.url, "object"]);
+        copied.dir.path().join("object")
+    }
+
+    #[test]
+    fn a_dynamic_vhd_object_gets_no_round() {
+        let copied = Copied::with(&["-O", "vhd"], &contents(3 << 20, seed()));
+        let update = ["convert", "--all-blocks", "--update", "disk.raw", &copied.url];
+        assert_eq!(failure(&copied.command(&update).output().unwrap()), "round.format");
     }
 
     #[test]
@@ -383,18 +469,37 @@ mod objects {
         let mut random = Random(seed());
         let mut bytes = vec![0; 64 << 20];
         random.fill(&mut bytes);
-        let copied = Copied::new("zlib", &bytes);
-        let disk = copied.dir.path().join("disk.raw");
-        for (phase, points) in [("journal", 4), ("round", 1), ("upload", 1), ("complete", 5), ("complete", 5)]
-        {
-            for then in [&["--resume"][..], &[]] {
-                change(&disk, &mut random, 30, false);
-                let fault = format!("{phase}:{}", 1 + random.below(points));
-                let args = ["convert", "--all-blocks", "--update", "disk.raw", &copied.url];
-                let out = copied.command(&args).env("HAUL_FAULT", &fault).output().unwrap();
-                assert_eq!(out.status.signal(), Some(9), "{fault} was not reached");
-                copied.update(then);
-                copied.prove();
+        for options in [&["-O", "qcow2", "--compress", "zlib"], RAW, FIXED] {
+            let copied = Copied::with(options, &bytes);
+            let disk = copied.dir.path().join("disk.raw");
+            let places = [
+                ("journal", 4),
+                ("journal", 9),
+                ("round", 1),
+                ("upload", 1),
+                ("complete", 5),
+                ("complete", 5),
+            ];
+            for (phase, points) in places {
+                for then in [&["--resume"][..], &[]] {
+                    let old = fs::read(&disk).unwrap();
+                    // Something is sent besides the first part, and something is copied inside the store.
+                    let count = if options[1] == "qcow2" { 30 } else { 2 };
+                    change(&disk, &mut random, count, false);
+                    let file = File::options().write(true).open(&disk).unwrap();
+                    file.write_all_at(&random.next().to_le_bytes(), 40 << 20).unwrap();
+                    let fault = format!("{phase}:{}", 1 + random.below(points));
+                    let args = ["convert", "--all-blocks", "--update", "disk.raw", &copied.url];
+                    let out = copied.command(&args).env("HAUL_FAULT", &fault).output().unwrap();
+                    assert_eq!(out.status.signal(), Some(9), "{options:?}: {fault} was not reached");
+                    // It is the disk before or after, never a mixture.
+                    copied.done(&["convert", "--all-blocks", "--force", "-O", "raw", &copied.url, "now"]);
+                    let now = fs::read(copied.dir.path().join("now")).unwrap();
+                    assert!(now == old || now == fs::read(&disk).unwrap(), "{options:?}: {fault}");
+                    copied.update(then);
+                    copied.prove();
+                    assert_eq!(copied.cloud.uploads(), 0, "{options:?}: {fault} {then:?}");
+                }
             }
         }
     }

@@ -99,6 +99,7 @@ fn write(source: &dyn ReadAt, mut encoder: impl Encoder, path: &Path) {
                     position += count;
                     continue;
                 }
+                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
             };
             out.write_all_at(bytes, position).unwrap();
             position += bytes.len() as u64;

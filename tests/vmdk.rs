@@ -421,6 +421,7 @@ fn write(disk: &dyn ReadAt, make: Make, mut place: impl FnMut(&[u8], u64)) -> u6
                 Piece::Meta(bytes) => bytes,
                 Piece::Data(range) => &data[range.clone()],
                 Piece::Zeros(count) => &vec![0; to_usize(*count)],
+                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
             };
             place(bytes, position);
             position += bytes.len() as u64;

@@ -60,6 +60,7 @@ fn stream(disk: &MemoryDisk) -> Vec<u8> {
                 Piece::Meta(bytes) => image.extend(bytes),
                 Piece::Data(range) => image.extend(&data[range]),
                 Piece::Zeros(count) => image.resize(image.len() + usize::try_from(count).unwrap(), 0),
+                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
             }
         }
     };

@@ -63,7 +63,8 @@ pub struct Arguments {
     /// Replace DST if it exists
     #[arg(long)]
     force: bool,
-    /// Bring DST, a qcow2 copy of SRC made before, up to date: only what changed is appended
+    /// Bring DST, a copy of SRC made before, up to date: to qcow2 what changed is appended; of an object that is raw or
+    /// a fixed vhd the touched parts are sent again
     #[arg(long, conflicts_with_all = ["fix", "force", "to", "options", "compress", "dry_run"])]
     update: bool,
     /// Go on with an interrupted conversion of the same SRC with the same options

@@ -149,6 +149,8 @@ pub enum Piece {
     Data(Range<usize>),
     /// So many zero bytes, or a hole.
     Zeros(u64),
+    /// So many bytes that stay what they are in the image a round begins with.
+    Kept(u64),
 }
 
 /// An image format written as one forward stream whose front is known last. Pure: the same batches give the same

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::source::Source;
 use crate::error::{Error, Kind, Result};
-use crate::image::{self, Compress, Format, Subformat};
+use crate::image::{self, Compress, Format, Subformat, qcow2, raw};
 use crate::io::batch::{Encoder, Geometry};
 use crate::io::file::Identity;
 use crate::io::{OutFile, ReadAt};
@@ -107,7 +107,7 @@ pub struct Base {
     /// The object it is, if it is one.
     #[cfg(feature = "net")]
     pub object: Option<RoundBase>,
-    /// What the round sets, in whole chunks.
+    /// What the round sets, in whole chunks; where the image is not appended to, in whole granules.
     pub changed: ExtentMap,
     /// Whether it is the copy alone that changes: its source stays what the manifest says.
     pub fixes: bool,
@@ -161,10 +161,16 @@ impl Copy<'_> {
             self.source.check_unchanged()?;
         }
         let unreadable: Vec<_> = blocks.unreadable().iter().map(|run| (run.start, run.end)).collect();
-        let manifest = self.seal(&sealed, unreadable.clone())?;
+        let (bytes, known) = (sealed.bytes, sealed.crc64);
+        let mut manifest = self.seal(bytes, known, unreadable.clone())?;
         fault::point("complete");
-        sealed.publish()?;
+        let kept = sealed.publish()?;
         fault::point("complete");
+        // The checksum of an object with parts copied inside the store is the store's word. It tells this object from
+        // another one that takes its place later; the copy is complete without it.
+        if let (None, Some(_)) = (known, kept) {
+            manifest = self.seal(bytes, kept, unreadable.clone()).unwrap_or(manifest);
+        }
         Ok(Copied { manifest, resumed_from, unreadable })
     }
 
@@ -183,13 +189,22 @@ impl Copy<'_> {
     }
 
     fn encoder(&self) -> Result<Box<dyn Encoder>> {
-        let size = self.source.size();
+        let whole = |copy: &Self| {
+            let Settings { format, subformat, compress, .. } = copy.settings;
+            image::encoder(format, subformat, compress, copy.source.size(), &copy.target.file_name())
+        };
         if let Some(base) = &self.base {
             let (image, changed) = (base.image.clone(), base.changed.clone());
-            return Ok(Box::new(image::qcow2::round::Round::new(image, self.settings.compress, changed)?));
+            if self.settings.format == Format::Qcow2 {
+                return Ok(Box::new(qcow2::round::Round::new(image, self.settings.compress, changed)?));
+            }
+            // A file is written from where the encoder begins, which here is its first byte.
+            if matches!(self.target, Target::File { .. }) {
+                return Err(Error::new(Kind::Internal, "round.file", "no round in place is made on a file"));
+            }
+            return Ok(Box::new(raw::round::Round::new(whole(self)?, changed, image.size())));
         }
-        let Settings { format, subformat, compress, .. } = self.settings;
-        image::encoder(format, subformat, compress, size, &self.target.file_name())
+        whole(self)
     }
 
     /// Begins a new image and its journal.
@@ -214,8 +229,8 @@ impl Copy<'_> {
             Target::Object { store, key, folder } => {
                 let journal = Arc::new(Journal::create(&self.journal, &json)?);
                 let context = self.context((store, key, folder), &journal, monitor);
-                let object = match self.base.as_ref().and_then(|base| base.object.as_ref()) {
-                    Some(base) => ObjectImage::begin_round(context, base, encoder.front_len())?,
+                let object = match context.base {
+                    Some(_) => ObjectImage::begin_round(context, encoder.front_len())?,
                     None => ObjectImage::begin(context, encoder.front_len())?,
                 };
                 (Box::new(object), journal)
@@ -310,7 +325,13 @@ impl Copy<'_> {
             journal: journal.clone(),
             folder: folder.to_owned(),
             monitor: monitor.clone(),
+            base: self.base_object().cloned(),
         }
+    }
+
+    #[cfg(feature = "net")]
+    fn base_object(&self) -> Option<&RoundBase> {
+        self.base.as_ref().and_then(|base| base.object.as_ref())
     }
 
     fn sealed(&self, survey: &Survey, bytes: u64) -> Result<Sealed> {
@@ -337,13 +358,13 @@ impl Copy<'_> {
                     .remedy("run the command again without --resume"));
                 };
                 let upload = Upload { key: key.clone(), id: id.clone() };
-                Ok(object::sealed(store.clone(), upload, front, survey.parts.iter()))
+                Ok(object::sealed(store.clone(), self.base_object(), upload, front, survey.parts.iter()))
             }
             Target::Pipe(_) => Err(not_resumed()),
         }
     }
 
-    fn seal(&self, sealed: &Sealed, unreadable: Vec<(u64, u64)>) -> Result<Manifest> {
+    fn seal(&self, bytes: u64, crc64: Option<u64>, unreadable: Vec<(u64, u64)>) -> Result<Manifest> {
         let survey = Survey::of(&self.journal)?;
         let mut sealer = Sealer::begin(&self.manifest, Geometry::of(self.source.size()))?;
         if let Some(base) = &self.base {
@@ -358,7 +379,7 @@ impl Copy<'_> {
             let mut amended: ExtentMap =
                 old.amended.iter().map(|(start, end)| Extent::new(*start, *end)).collect();
             base.changed.iter().for_each(|run| amended.insert(run));
-            let head = Head { image_bytes: sealed.bytes, crc64: sealed.crc64, ..old.clone() };
+            let head = Head { image_bytes: bytes, crc64, ..old.clone() };
             return sealer.seal(head, &amended);
         }
         let head = Head {
@@ -366,8 +387,8 @@ impl Copy<'_> {
             inconsistent: self.source.in_use(),
             format: self.settings.format.to_string(),
             compression: Some(self.settings.compress.to_string()),
-            image_bytes: sealed.bytes,
-            crc64: sealed.crc64,
+            image_bytes: bytes,
+            crc64,
             unreadable,
             volumes: self.source.volumes().to_vec(),
             ..Head::default()

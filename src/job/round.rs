@@ -1,8 +1,14 @@
 //! Rounds on a finished copy: brought up to date with its source, fixed where it lies, put back to what it was.
 //!
-//! A round is appended to the image and counts from one switch on: the header of a file, the completion of an upload.
+//! A round is appended to a qcow2 image and counts from one switch on: the header of a file, the completion of an upload.
 //! Before it begins, the manifest and the front of the image as it was go into the job's folder; once it counts they
 //! become `D.haul-undo`, by which [`undo`] takes the round back.
+//!
+//! An object that is raw or a fixed VHD is joined anew from parts: what was touched is sent, the rest is copied inside
+//! the store. The switch is the completion of the upload, and what it replaced is gone.
+
+#[cfg(feature = "net")]
+mod object;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,17 +28,19 @@ use crate::config::{Cloud, Location};
 use crate::error::{Error, Kind, Result};
 use crate::guest;
 use crate::image::qcow2::round::{FRONT, live_bytes};
-use crate::image::{self, Compress, Format, Gate};
+use crate::image::{self, Compress, Format, Gate, Subformat, vhd};
 use crate::io::atomic::{self, with_suffix};
 use crate::io::{OutFile, Patched, ReadAt, Window, WriteAt, read_vec};
 use crate::manifest::{Hex, Manifest, verify};
 use crate::monitor::{Level, Monitor};
 #[cfg(feature = "net")]
 use crate::sink::object::RoundBase;
+#[cfg(feature = "net")]
+use crate::sink::touched::touched;
 use crate::source::OnReadError;
 #[cfg(feature = "net")]
 use crate::store::ObjectStore;
-use crate::unit::{Extent, ExtentMap, MIB};
+use crate::unit::{Extent, ExtentMap, MIB, to_usize};
 
 /// Less dead data than this is not worth a new copy, in bytes.
 const DEAD_ALLOWED: u64 = 64 * MIB;
@@ -75,6 +83,8 @@ struct Open<'a> {
     job: &'a Finished,
     beside: PathBuf,
     work: WorkFolder,
+    /// Whether a round that was stopped is taken up.
+    resume: bool,
     manifest: Manifest,
     opened: Opened,
     /// The image as it was when the round began.
@@ -94,6 +104,10 @@ fn undo_folder(beside: &Path) -> PathBuf {
     with_suffix(beside, ".haul-undo")
 }
 
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| io_failed(path, error))
+}
+
 fn io_failed(path: &Path, error: std::io::Error) -> Error {
     Error::new(Kind::Destination, "round.folder", format!("cannot use {}", path.display()))
         .fact("path", path.display())
@@ -111,13 +125,28 @@ impl<'a> Open<'a> {
         let opened = Opener::new(&job.cloud, stop, monitor).open(&job.copy)?;
         let kept = work.path().join("base");
         let path = with_suffix(&beside, ".manifest");
+        #[cfg(feature = "net")]
+        let object = match &job.copy {
+            Location::Object(url) => {
+                let store = Services::new(&job.cloud)?.store(&url.bucket, stop, monitor)?;
+                let info = object::stat(&store, &url.key)?;
+                Some((store, url.key.clone(), info))
+            }
+            _ => None,
+        };
         if !kept.join("front").exists() {
             let manifest = Manifest::open(&path)?;
             check(&manifest, &job.copy, opened.file.size())?;
             fs::create_dir_all(&kept).map_err(|error| io_failed(&kept, error))?;
-            let bytes = fs::read(&path).map_err(|error| io_failed(&path, error))?;
+            let bytes = read(&path)?;
             atomic::write(&kept.join("manifest"), &bytes)?;
-            let front = read_vec(&*opened.file, 0, FRONT_BYTES)?;
+            #[cfg(feature = "net")]
+            if let Some((_, _, info)) = &object {
+                object::check(&manifest, &job.copy, info)?;
+                atomic::write(&kept.join("etag"), info.etag.as_bytes())?;
+            }
+            let front = read_vec(&*opened.file, 0, FRONT_BYTES.min(to_usize(opened.file.size())))?;
+            // Last: with it, all of it is there.
             atomic::write(&kept.join("front"), &front)?;
         }
         let manifest = Manifest::open(&kept.join("manifest"))?;
@@ -126,25 +155,24 @@ impl<'a> Open<'a> {
         let window = Window::new(opened.file.clone(), before, opened.file.name());
         let image: Arc<dyn ReadAt> = Arc::new(Patched::new(window, front));
         #[cfg(feature = "net")]
-        let object = match &job.copy {
-            Location::Object(url) => {
-                let store = Services::new(&job.cloud)?.store(&url.bucket, stop, monitor)?;
-                let info = store.head(&url.key)?;
-                let stored = info.as_ref().and_then(|info| info.crc64);
-                let base = RoundBase {
-                    size: manifest.head.image_bytes,
-                    etag: info.map(|info| info.etag).unwrap_or_default(),
-                    crc64: manifest.head.crc64.or(stored),
-                    front: None,
-                };
-                Some((store, url.key.clone(), base))
-            }
-            _ => None,
-        };
+        let object = object.map(|(store, key, info)| {
+            // The object may be the round's already.
+            let etag = fs::read_to_string(kept.join("etag")).unwrap_or_else(|_| info.etag.clone());
+            let stored = info.crc64.filter(|_| info.etag == etag);
+            let base = RoundBase {
+                size: manifest.head.image_bytes,
+                crc64: manifest.head.crc64.or(stored),
+                etag,
+                front: None,
+                in_place: is_in_place(&manifest),
+            };
+            (store, key, base)
+        });
         Ok(Open {
             job,
             beside,
             work,
+            resume,
             manifest,
             opened,
             image,
@@ -155,22 +183,54 @@ impl<'a> Open<'a> {
         })
     }
 
-    fn settings(&self, all_blocks: bool) -> Result<Settings> {
+    /// How the round is made, which for fix-ups is in another way than for an update.
+    fn settings(&self, all_blocks: bool, fixes: bool) -> Result<Settings> {
         let format: Format = self.manifest.head.format.parse()?;
-        if format != Format::Qcow2 {
-            return Err(Error::new(
-                Kind::Usage,
-                "round.format",
-                format!("no round can be appended to {}", self.job.copy),
-            )
-            .because(format!("it is a {format} image"))
-            .remedy("make the copy again as a whole, or keep it as qcow2"));
-        }
-        let compress = match self.manifest.head.compression.as_deref() {
-            Some("none") => Compress::None,
-            _ => image::qcow2::round::compression(&*self.image)?,
+        let in_place = !fixes && matches!(self.job.copy, Location::Object(_));
+        let (subformat, compress) = match format {
+            Format::Qcow2 => match self.manifest.head.compression.as_deref() {
+                Some("none") => (None, Compress::None),
+                _ => (None, image::qcow2::round::compression(&*self.image)?),
+            },
+            Format::Raw if in_place => (None, Compress::None),
+            Format::Vhd if in_place && vhd::inspect(&*self.image)?.subformat == vhd::Subformat::Fixed => {
+                (Some(Subformat::Fixed), Compress::None)
+            }
+            _ => return Err(self.refused(format, fixes)),
         };
-        Ok(Settings { format, subformat: None, compress, all_blocks, on_read_error: OnReadError::Fail })
+        Ok(Settings { format, subformat, compress, all_blocks, on_read_error: OnReadError::Fail })
+    }
+
+    fn refused(&self, format: Format, fixes: bool) -> Error {
+        let copy = &self.job.copy;
+        let error = Error::new(Kind::Usage, "round.format", format!("no round can be made on {copy}"));
+        match fixes {
+            true => error
+                .because(format!("it is a {format} image, and fix-ups are appended to qcow2 images only"))
+                .remedy("make the copy again with `haul convert --fix`, or keep it as qcow2"),
+            false => error
+                .because(format!("it is a {format} image in {}", if copy.path().is_some() { "a file" } else { "an object" }))
+                .remedy(
+                    "make the copy again as a whole with --force, or keep it as qcow2; an object may be raw or fixed vhd, too",
+                ),
+        }
+    }
+
+    /// What the round sets when `changed` is what differs: of an image that is not appended to, whole granules.
+    fn set(&self, mut changed: ExtentMap, format: Format) -> ExtentMap {
+        if format == Format::Qcow2 {
+            return changed;
+        }
+        let mut disk = self.image.size();
+        if format == Format::Vhd {
+            disk = disk.saturating_sub(vhd::footer::FOOTER_LEN as u64);
+            // The footer follows in the same part: what was kept before it could be too short for one of its own.
+            changed.insert(Extent::new(disk.saturating_sub(1), disk));
+        }
+        #[cfg(feature = "net")]
+        return touched(&changed, disk, self.manifest.geometry().batch());
+        #[cfg(not(feature = "net"))]
+        return changed;
     }
 
     fn target(&self) -> Target {
@@ -200,18 +260,22 @@ impl<'a> Open<'a> {
                 fixes,
             }),
         };
-        let copied = match copy.run(self.job.resume, self.stop, self.monitor) {
+        let base = self.work.path().join("base");
+        let copied = match copy.run(self.resume, self.stop, self.monitor) {
             Ok(copied) => copied,
             Err(error) => {
                 match error.kind() {
                     Kind::Interrupted | Kind::Network | Kind::Credentials => self.work.keep(),
-                    _ => copy.discard(),
+                    _ => {
+                        copy.discard();
+                        put_back_manifest(&base, &self.beside)?;
+                    }
                 }
                 return Err(error);
             }
         };
         copy.clear();
-        keep_for_undo(&self.work.path().join("base"), &self.beside)?;
+        settled(&base, &self.beside, &self.manifest)?;
         Ok(copied)
     }
 
@@ -229,6 +293,20 @@ impl<'a> Open<'a> {
     }
 }
 
+/// Whether a round on this copy takes the place of what was there.
+fn is_in_place(before: &Manifest) -> bool {
+    before.head.format != Format::Qcow2.to_string()
+}
+
+/// Takes note that the round on the copy in `before` counts: where it was appended it can be taken back.
+fn settled(base: &Path, beside: &Path, before: &Manifest) -> Result<()> {
+    if is_in_place(before) {
+        forget(beside);
+        return Ok(());
+    }
+    keep_for_undo(base, beside)
+}
+
 /// Keeps what a copy was before its last round, and the digest of the manifest it has since.
 fn keep_for_undo(base: &Path, beside: &Path) -> Result<()> {
     let undo = undo_folder(beside);
@@ -238,8 +316,7 @@ fn keep_for_undo(base: &Path, beside: &Path) -> Result<()> {
 }
 
 fn manifest_digest(beside: &Path) -> Result<Vec<u8>> {
-    let path = with_suffix(beside, ".manifest");
-    let bytes = fs::read(&path).map_err(|error| io_failed(&path, error))?;
+    let bytes = read(&with_suffix(beside, ".manifest"))?;
     Ok(blake3::hash(&bytes).as_bytes().to_vec())
 }
 
@@ -255,17 +332,22 @@ fn settle(job: &Finished, beside: &Path, stop: &Arc<AtomicBool>, monitor: &Arc<d
     let Ok(front) = fs::read(base.join("front")) else { return Ok(()) };
     let manifest = Manifest::open(&base.join("manifest"))?;
     let before = manifest.head.image_bytes;
-    let image = Opener::new(&job.cloud, stop, monitor).open(&job.copy)?.file;
-    if image.size() < before {
-        return check(&manifest, &job.copy, image.size());
-    }
     let counts = match &job.copy {
-        Location::File(_) => read_vec(&*image, 0, FRONT_BYTES)? != front,
-        // A round makes it longer, at once.
-        _ => image.size() > before,
+        #[cfg(feature = "net")]
+        Location::Object(url) => {
+            let store = Services::new(&job.cloud)?.store(&url.bucket, stop, monitor)?;
+            object::counts(&store, &url.key, job, beside, &manifest)?
+        }
+        _ => {
+            let image = Opener::new(&job.cloud, stop, monitor).open(&job.copy)?.file;
+            if image.size() < before {
+                return check(&manifest, &job.copy, image.size());
+            }
+            read_vec(&*image, 0, front.len())? != front
+        }
     };
     if counts {
-        keep_for_undo(&base, beside)?;
+        settled(&base, beside, &manifest)?;
     } else {
         if let Location::File(path) = &job.copy {
             OutFile::reopen(path)?.set_len(before)?;
@@ -290,11 +372,15 @@ fn check(manifest: &Manifest, copy: &Location, size: u64) -> Result<()> {
     if manifest.head.image_bytes == size {
         return Ok(());
     }
-    Err(Error::new(Kind::Mismatch, "round.other", format!("{copy} is not the copy its manifest describes"))
-        .because(format!("it has {size} bytes, the manifest says {}", manifest.head.image_bytes))
+    Err(other(copy, &format!("it has {size} bytes, the manifest says {}", manifest.head.image_bytes)))
+}
+
+fn other(copy: &Location, why: &str) -> Error {
+    Error::new(Kind::Mismatch, "round.other", format!("{copy} is not the copy its manifest describes"))
+        .because(why)
         .remedy(
             "run `haul undo` if one was stopped; else put this copy's manifest beside it, or make it again",
-        ))
+        )
 }
 
 /// What an update came to.
@@ -320,11 +406,14 @@ pub fn update(
     monitor: &Arc<dyn Monitor>,
 ) -> Result<Updated> {
     let open = Open::new(job, stop, monitor)?;
-    let settings = open.settings(options.all_blocks)?;
+    let settings = open.settings(options.all_blocks, false)?;
     if !open.manifest.head.amended.is_empty() {
         return Err(Error::new(Kind::Usage, "round.fixed", format!("{} was fixed", job.copy))
             .because("its fix-ups would be mixed with what changed on the source")
-            .remedy("take them back with `haul undo`, update, and fix it again"));
+            .remedy(
+                "take them back with `haul undo` if `haul fix` made them, update, and fix it again; else make the \
+                 copy again as a whole",
+            ));
     }
     let source = Source::open(opened, options, &**monitor)?;
     if source.size() != open.manifest.head.size {
@@ -336,15 +425,18 @@ pub fn update(
     let advance = |done| monitor.advance(done);
     let changed =
         verify::verify(&open.manifest, &source.view(), job.threads.max(1), stop, &advance)?.differing;
-    if changed.is_empty() && !open.work.path().join("overlay").exists() && !job.resume {
+    if changed.is_empty() && !open.work.path().join("overlay").exists() && !open.resume {
         return Ok(Updated::Round(open.report(&open.manifest, 0)));
     }
-    let dead = open.image.size().saturating_sub(live_bytes(&*open.image)?);
-    if !job.resume && dead > DEAD_ALLOWED && dead * 4 > open.image.size() {
-        return Ok(Updated::Dead { bytes: dead, settings });
+    if settings.format == Format::Qcow2 && !open.resume {
+        let dead = open.image.size().saturating_sub(live_bytes(&*open.image)?);
+        if dead > DEAD_ALLOWED && dead * 4 > open.image.size() {
+            return Ok(Updated::Dead { bytes: dead, settings });
+        }
     }
     let bytes = changed.bytes();
-    let copied = open.append(&source.restricted(&changed), settings, changed, false)?;
+    let set = open.set(changed, settings.format);
+    let copied = open.append(&source.restricted(&set), settings, set, false)?;
     Ok(Updated::Round(open.report(&copied.manifest, bytes)))
 }
 
@@ -356,7 +448,7 @@ pub fn fix(
     monitor: &Arc<dyn Monitor>,
 ) -> Result<Report> {
     let open = Open::new(job, stop, monitor)?;
-    let settings = open.settings(true)?;
+    let settings = open.settings(true, true)?;
     let size = open.manifest.head.size;
     let disk = image::open_on(open.image.clone(), Some(Format::Qcow2), &Gate::closed())?.disk;
     // The image's disk ends at a sector's border, the source perhaps before.
@@ -385,6 +477,17 @@ pub fn fix(
 pub fn undo(job: &Finished, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Result<Report> {
     let beside = beside(&job.copy);
     settle(job, &beside, stop, monitor)?;
+    if let Ok(manifest) = Manifest::open(&with_suffix(&beside, ".manifest"))
+        && is_in_place(&manifest)
+    {
+        let format = &manifest.head.format;
+        return Err(Error::new(Kind::Usage, "round.format", format!("no round of {} can be taken back", job.copy))
+            .because(format!("it is a {format} image: what a round replaced in it is gone"))
+            .remedy(
+                "update it from the source, or take an older version of the object if its bucket keeps them; rounds \
+                 of a qcow2 copy can be taken back",
+            ));
+    }
     let folder = undo_folder(&beside);
     let nothing = |error: std::io::Error| {
         Error::new(Kind::Usage, "undo.nothing", format!("there is no round of {} to take back", job.copy))
@@ -420,7 +523,7 @@ pub fn undo(job: &Finished, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) 
         #[cfg(feature = "net")]
         Location::Object(url) => {
             let store = Services::new(&job.cloud)?.store(&url.bucket, stop, monitor)?;
-            undo_object(store, &url.key, &beside, &before, front, monitor)?;
+            object::undo(store, &url.key, &beside, &before, front, monitor)?;
         }
         _ => Opener::new(&job.cloud, stop, monitor).open(&job.copy).map(drop)?,
     }
@@ -435,42 +538,4 @@ pub fn undo(job: &Finished, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) 
         fixes: None,
         proofs: Vec::new(),
     })
-}
-
-/// Makes the object from its own first bytes, with the front it had.
-#[cfg(feature = "net")]
-fn undo_object(
-    store: Arc<dyn ObjectStore>,
-    key: &str,
-    beside: &Path,
-    before: &Manifest,
-    front: Vec<u8>,
-    monitor: &Arc<dyn Monitor>,
-) -> Result<()> {
-    use crate::manifest::journal::Journal;
-    use crate::sink::Destination;
-    use crate::sink::object::{Context, ObjectImage};
-
-    let work = WorkFolder::beside(beside, false)?;
-    let info = store.head(key)?.filter(|info| info.size >= before.head.image_bytes);
-    let Some(info) = info else {
-        return Err(Error::new(Kind::Mismatch, "undo.other", "the object is another one"));
-    };
-    let journal = Arc::new(Journal::create(&work.path().join("journal"), b"undo")?);
-    let context = Context {
-        store,
-        key: key.to_owned(),
-        bound: before.head.image_bytes,
-        journal,
-        folder: work.path().to_owned(),
-        monitor: monitor.clone(),
-    };
-    let base = RoundBase {
-        size: before.head.image_bytes,
-        etag: info.etag,
-        crc64: before.head.crc64,
-        front: Some(front.clone()),
-    };
-    let object = ObjectImage::begin_round(context, &base, front.len() as u64)?;
-    Box::new(object).finish(front)?.publish()
 }

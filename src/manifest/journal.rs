@@ -102,8 +102,8 @@ pub struct PartRecord {
     pub end: u64,
     /// The store's tag of it.
     pub etag: String,
-    /// CRC-64/XZ of its bytes.
-    pub crc64: u64,
+    /// CRC-64/XZ of its bytes; `None` where the store made the part from bytes it had.
+    pub crc64: Option<u64>,
 }
 
 /// A journal open for appending; records may come from several threads.
@@ -235,6 +235,8 @@ fn read_or_end(input: &mut impl Read, buf: &mut [u8]) -> std::io::Result<bool> {
 }
 
 const COMPRESSED: u32 = 1 << 31;
+/// Set in a part's number when its CRC-64 is not known.
+const NO_CRC: u64 = 1 << 63;
 
 fn encode(record: &Record) -> Vec<u8> {
     let mut to = Vec::new();
@@ -268,7 +270,9 @@ fn encode(record: &Record) -> Vec<u8> {
         }
         Record::Part(part) | Record::Front(part) => {
             to.push(if matches!(record, Record::Part(_)) { 4 } else { 7 });
-            put_u64s(&mut to, &[u64::from(part.number), part.start, part.end, part.crc64]);
+            let flag = if part.crc64.is_none() { NO_CRC } else { 0 };
+            let number = u64::from(part.number) | flag;
+            put_u64s(&mut to, &[number, part.start, part.end, part.crc64.unwrap_or(0)]);
             to.extend_from_slice(part.etag.as_bytes());
         }
         Record::Resumed { from, position } => {
@@ -323,8 +327,9 @@ fn decode(payload: &[u8]) -> Option<Record> {
         2 => Record::Synced { position: from.u64()? },
         3 => Record::Upload { id: from.text()? },
         4 | 7 => {
-            let number = u32::try_from(from.u64()?).ok()?;
-            let (start, end, crc64) = (from.u64()?, from.u64()?, from.u64()?);
+            let (number, start, end, crc64) = (from.u64()?, from.u64()?, from.u64()?, from.u64()?);
+            let crc64 = (number & NO_CRC == 0).then_some(crc64);
+            let number = u32::try_from(number & !NO_CRC).ok()?;
             let part = PartRecord { number, start, end, crc64, etag: from.text()? };
             if *kind == 4 { Record::Part(part) } else { Record::Front(part) }
         }
@@ -393,7 +398,7 @@ mod tests {
     }
 
     fn part() -> impl Strategy<Value = PartRecord> {
-        (any::<u32>(), any::<u64>(), any::<u64>(), "\"[a-f0-9]{32}\"", any::<u64>())
+        (any::<u32>(), any::<u64>(), any::<u64>(), "\"[a-f0-9]{32}\"", any::<Option<u64>>())
             .prop_map(|(number, start, end, etag, crc64)| PartRecord { number, start, end, etag, crc64 })
     }
 
@@ -465,6 +470,17 @@ mod tests {
         })
         .unwrap();
         assert_eq!(seen[1..], [Record::Synced { position: 1 }, Record::Synced { position: 2 }]);
+    }
+
+    #[test]
+    fn a_part_whose_checksum_is_known_is_written_as_ever() {
+        let part = PartRecord { number: 3, start: 16, end: 32, etag: "tag".into(), crc64: Some(5) };
+        let mut old = vec![4];
+        put_u64s(&mut old, &[3, 16, 32, 5]);
+        old.extend_from_slice(b"tag");
+        assert_eq!(encode(&Record::Part(part.clone())), old);
+        let unknown = encode(&Record::Part(PartRecord { crc64: None, ..part }));
+        assert_eq!(unknown[8], 0x80, "a version that does not know the flag must not take it for a part");
     }
 
     #[test]

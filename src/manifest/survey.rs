@@ -98,7 +98,7 @@ mod tests {
         let batch =
             |start: u64| Record::Batch(BatchRecord { start, end: start + 1, ..BatchRecord::default() });
         let part = |number, start, end| {
-            Record::Part(PartRecord { number, start, end, etag: String::new(), crc64: 0 })
+            Record::Part(PartRecord { number, start, end, etag: String::new(), crc64: None })
         };
         for record in [
             batch(0),

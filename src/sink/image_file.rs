@@ -153,7 +153,7 @@ impl Destination for ImageFile {
 pub fn switch(file: Arc<OutFile>, front: Vec<u8>, length: u64) -> Sealed {
     Sealed::new(length, None, move || {
         file.write_at(&front, 0)?;
-        file.sync()
+        file.sync().map(|()| None)
     })
 }
 
@@ -162,8 +162,8 @@ pub fn sealed(part: &Path, name: &Path, length: u64) -> Sealed {
     let (part, name) = (part.to_owned(), name.to_owned());
     Sealed::new(length, None, move || match atomic::rename(&part, &name) {
         // A run before this one may have renamed it and not lived to say so.
-        Err(_) if !part.exists() && name.metadata().is_ok_and(|meta| meta.len() == length) => Ok(()),
-        done => done,
+        Err(_) if !part.exists() && name.metadata().is_ok_and(|meta| meta.len() == length) => Ok(None),
+        done => done.map(|()| None),
     })
 }
 

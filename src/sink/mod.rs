@@ -4,11 +4,13 @@ pub mod image_file;
 #[cfg(feature = "net")]
 pub mod object;
 pub mod pipe;
+#[cfg(feature = "net")]
+pub mod touched;
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::io::batch::{Encoder, Pack, PackedBatch, Piece};
 use crate::manifest::journal::{BatchRecord, Journal, Record};
 
@@ -33,21 +35,22 @@ pub struct Sealed {
     pub bytes: u64,
     /// CRC-64/XZ of the image, where the destination keeps one.
     pub crc64: Option<u64>,
-    publish: Box<dyn FnOnce() -> Result<()> + Send>,
+    publish: Box<dyn FnOnce() -> Result<Option<u64>> + Send>,
 }
 
 impl Sealed {
-    /// An image that `publish` gives its name.
+    /// An image that `publish` gives its name, after which it knows the CRC-64/XZ that a store keeps of it.
     pub fn new(
         bytes: u64,
         crc64: Option<u64>,
-        publish: impl FnOnce() -> Result<()> + Send + 'static,
+        publish: impl FnOnce() -> Result<Option<u64>> + Send + 'static,
     ) -> Self {
         Sealed { bytes, crc64, publish: Box::new(publish) }
     }
 
-    /// Gives the image its name: the one switch after which it exists.
-    pub fn publish(self) -> Result<()> {
+    /// Gives the image its name: the one switch after which it exists. Returns the CRC-64/XZ that its store keeps of
+    /// it, where it keeps one.
+    pub fn publish(self) -> Result<Option<u64>> {
         (self.publish)()
     }
 }
@@ -65,6 +68,11 @@ pub trait Destination: Send {
 
     /// Takes so many zero bytes.
     fn zeros(&mut self, count: u64) -> Result<()>;
+
+    /// Takes so many bytes of the image that a round begins with, where it is made of that image.
+    fn kept(&mut self, _count: u64) -> Result<()> {
+        Err(Error::new(Kind::Internal, "sink.kept", "nothing is kept where an image is made anew"))
+    }
 
     /// All of a batch was appended and is in the journal: a border at which a part may be cut or a sync begun.
     fn batch_border(&mut self) -> Result<()>;
@@ -94,6 +102,7 @@ impl ImageSink {
             Piece::Meta(bytes) => self.destination.append(&bytes),
             Piece::Data(range) => self.destination.append(&data[range]),
             Piece::Zeros(count) => self.destination.zeros(count),
+            Piece::Kept(count) => self.destination.kept(count),
         })
     }
 }

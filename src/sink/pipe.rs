@@ -74,6 +74,6 @@ impl Destination for Pipe {
     }
 
     fn finish(self: Box<Self>, _front: Vec<u8>) -> Result<Sealed> {
-        Ok(Sealed::new(self.position, None, || Ok(())))
+        Ok(Sealed::new(self.position, None, || Ok(None)))
     }
 }

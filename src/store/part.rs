@@ -20,6 +20,12 @@ pub fn part_target(bound: u64) -> u64 {
     bound.div_ceil(9_000).next_multiple_of(MIB).clamp(16 * MIB, MAX_PART)
 }
 
+/// How long in bytes a part copied inside the store may be, for an object of `size` bytes: 1 GiB, so that one try is
+/// short, and more where that would make over 2,000 parts.
+pub fn copy_target(size: u64) -> u64 {
+    size.div_ceil(2_000).clamp(GIB, MAX_PART)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,5 +41,9 @@ mod tests {
             assert!(target.is_multiple_of(MIB) && bound.div_ceil(target) <= 9_000, "{bound}");
         }
         assert_eq!(part_target(u64::MAX / 2), MAX_PART);
+        for (size, most) in [(0, GIB), (2 * TIB, GIB + 48 * MIB), (48 * TIB, MAX_PART)] {
+            assert!((GIB..=most).contains(&copy_target(size)), "{size}");
+            assert!(size.div_ceil(copy_target(size)) < MAX_PARTS as u64, "{size}");
+        }
     }
 }

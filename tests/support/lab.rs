@@ -77,6 +77,11 @@ impl Lab {
         usize::try_from(answer["TotalCount"].as_u64().unwrap()).unwrap()
     }
 
+    /// How many uploads were begun and neither completed nor aborted.
+    pub fn uploads(&self) -> usize {
+        fs::read_dir(self.folder.path().join("cos").join(BUCKET).join("uploads")).unwrap().count()
+    }
+
     /// The newest job's id.
     pub fn job(&self) -> String {
         let jobs = fs::read_dir(self.state().join("jobs")).unwrap().map(|entry| entry.unwrap());

@@ -1,3 +1,4 @@
 //! Raw: the disk itself, nothing around it.
 
+pub mod round;
 pub mod writer;

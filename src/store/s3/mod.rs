@@ -37,6 +37,7 @@ use self::failure::Failure;
 use self::stream::{Progress, Sending};
 use super::{
     Body, CopySource, ObjectInfo, ObjectStore, Part, Upload, check_key, check_object, check_parts, errors,
+    is_proven,
 };
 use crate::error::{Error, Kind, Result};
 use crate::net;
@@ -356,10 +357,7 @@ impl S3 {
     /// The object that an upload whose fate is in doubt has become, if it can be proven to be that one.
     fn completed(&self, upload: &Upload, parts: &[Part]) -> Option<ObjectInfo> {
         let object = self.ask(&upload.key).ok()??;
-        check_object(&self.name(&upload.key), parts, &object).ok()?;
-        // Without a CRC-64 the size could be an older object's; the tag's part count is all there is to tell.
-        let joined = object.etag.trim_matches('"').ends_with(&format!("-{}", parts.len()));
-        (object.crc64.is_some() || joined).then_some(object)
+        is_proven(&self.name(&upload.key), parts, &object).then_some(object)
     }
 }
 
