@@ -55,8 +55,12 @@ impl Input {
         stop: &Arc<AtomicBool>,
         monitor: &Arc<dyn Monitor>,
     ) -> Result<Opened> {
-        let opener = Opener::new(&self.cloud, stop, monitor).member(self.member.as_deref());
-        opener.unwrapped(location, self.format)
+        self.opener(stop, monitor).unwrapped(location, self.format)
+    }
+
+    /// What opens its image.
+    pub fn opener(&self, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Opener {
+        Opener::new(&self.cloud, stop, monitor).member(self.member.as_deref())
     }
 
     /// Opens the image at `location`.

@@ -18,9 +18,9 @@ use crate::io::{DiskFile, ReadAt, nbd};
 use crate::monitor::{Level, Monitor};
 #[cfg(feature = "net")]
 use crate::store::{ObjectDisk, ObjectStore};
-#[cfg(feature = "net")]
-use crate::unit::MIB;
 use crate::unit::TIB;
+#[cfg(feature = "net")]
+use crate::unit::{KIB, MIB};
 
 /// Bytes of an object kept in memory while it is read.
 #[cfg(feature = "net")]
@@ -35,6 +35,8 @@ pub struct Opener {
     monitor: Arc<dyn Monitor>,
     member: Option<String>,
     scratch: PathBuf,
+    #[cfg(feature = "net")]
+    object_block: u64,
 }
 
 /// A disk, a file or an object, opened.
@@ -72,7 +74,19 @@ impl Opener {
             monitor: monitor.clone(),
             member: None,
             scratch: scratch(),
+            #[cfg(feature = "net")]
+            object_block: MIB,
         }
+    }
+
+    /// The same, for reads that are few and far between: an object is fetched in pieces of 64 KiB.
+    #[must_use]
+    pub fn scattered(mut self) -> Self {
+        #[cfg(feature = "net")]
+        {
+            self.object_block = 64 * KIB;
+        }
+        self
     }
 
     /// The same, which takes `member` out of an archive.
@@ -108,7 +122,7 @@ impl Opener {
             #[cfg(feature = "net")]
             Location::Object(url) => {
                 let store = Services::new(&self.cloud)?.store(&url.bucket, &self.stop, &self.monitor)?;
-                let object = ObjectDisk::open(store.clone(), &url.key, OBJECT_CACHE)?;
+                let object = ObjectDisk::in_blocks(store.clone(), &url.key, OBJECT_CACHE, self.object_block)?;
                 let identity = identity(&*store, &url.key, object.info());
                 Ok(Opened {
                     file: Arc::new(object),

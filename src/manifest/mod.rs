@@ -9,6 +9,7 @@
 
 pub mod journal;
 pub mod merge;
+pub mod sample;
 pub mod survey;
 pub mod verify;
 

@@ -19,10 +19,10 @@ pub struct Verdict {
     pub compared: u64,
 }
 
-/// A batch to look at, with the digests its chunks should have.
-struct Task {
-    extent: Extent,
-    digests: Vec<(u64, Digest)>,
+/// Whole chunks to look at, at most a batch, with the digests they should have.
+pub(super) struct Task {
+    pub extent: Extent,
+    pub digests: Vec<(u64, Digest)>,
 }
 
 /// Hands out batches in order, leaping over what neither the manifest lists nor the copy holds.
@@ -68,13 +68,37 @@ pub fn verify(
     advance: &(dyn Fn(u64) + Sync),
 ) -> Result<Verdict> {
     let geometry = manifest.geometry();
+    check_size(manifest, copy)?;
+    let tasks = Mutex::new(Tasks { chunks: manifest.chunks()?.peekable(), copy, geometry, cursor: 0 });
+    let mut verdict = read(&geometry, copy, &|| lock(&tasks).next(), threads, stop, advance)?;
+    let added = Extent::new(geometry.size, copy.size());
+    if !is_zero(&read_vec(copy, added.start, to_usize(added.len()))?) {
+        verdict.differing.insert(added);
+    }
+    Ok(verdict)
+}
+
+/// Refuses a copy that cannot be the manifest's because of its size.
+pub(super) fn check_size(manifest: &Manifest, copy: &dyn ReadAt) -> Result<()> {
+    let size = manifest.head.size;
     // Formats round the size up, to whole sectors or MiB; what is added must be zeroes.
-    let fits = geometry.size..=geometry.size.next_multiple_of(MIB).max(MIB);
+    let fits = size..=size.next_multiple_of(MIB).max(MIB);
     if !fits.contains(&copy.size()) {
         return Err(Error::new(Kind::Mismatch, "verify.size", format!("{} has the wrong size", copy.name()))
-            .because(format!("it is {} bytes long, the manifest says {}", copy.size(), geometry.size)));
+            .because(format!("it is {} bytes long, the manifest says {size}", copy.size())));
     }
-    let tasks = Mutex::new(Tasks { chunks: manifest.chunks()?.peekable(), copy, geometry, cursor: 0 });
+    Ok(())
+}
+
+/// Reads what `next` hands out, until it hands out nothing, and compares it.
+pub(super) fn read(
+    geometry: &Geometry,
+    copy: &dyn ReadAt,
+    next: &(dyn Fn() -> Result<Option<Task>> + Sync),
+    threads: usize,
+    stop: &AtomicBool,
+    advance: &(dyn Fn(u64) + Sync),
+) -> Result<Verdict> {
     let verdict = Mutex::new(Verdict::default());
     let work = || -> Result<()> {
         let mut buf = AlignedBuf::new(to_usize(geometry.batch()));
@@ -82,13 +106,13 @@ pub fn verify(
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::new(Kind::Interrupted, "interrupted", "verification was stopped"));
             }
-            let Some(task) = lock(&tasks).next()? else { return Ok(()) };
+            let Some(task) = next()? else { return Ok(()) };
             let readable = task.extent.intersect(Extent::new(0, copy.size()));
             let bytes = &mut buf[..to_usize(task.extent.len())];
             let (head, tail) = bytes.split_at_mut(to_usize(readable.len()));
             copy.read_at(head, readable.start)?;
             tail.fill(0);
-            let differing = differing(&task, bytes, &geometry);
+            let differing = differing(&task, bytes, geometry);
             advance(task.extent.end);
             let mut verdict = lock(&verdict);
             verdict.compared += task.extent.len();
@@ -104,12 +128,7 @@ pub fn verify(
         })
     })?;
     advance(geometry.size);
-    let mut verdict = verdict.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let added = Extent::new(geometry.size, copy.size());
-    if !is_zero(&read_vec(copy, added.start, to_usize(added.len()))?) {
-        verdict.differing.insert(added);
-    }
-    Ok(verdict)
+    Ok(verdict.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn differing(task: &Task, bytes: &[u8], geometry: &Geometry) -> Vec<Extent> {

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::io::{ReadAt, check_range};
 use crate::unit::{Extent, MIB, to_usize};
 
-/// What is fetched and cached as one, in bytes.
+/// What is fetched and cached as one, in bytes, by a disk that is mostly read from front to back.
 const BLOCK: u64 = MIB;
 
 /// Most blocks fetched by one request.
@@ -21,6 +21,8 @@ pub struct ObjectDisk {
     store: Arc<dyn ObjectStore>,
     key: String,
     info: ObjectInfo,
+    /// What is fetched and cached as one, in bytes.
+    block_size: u64,
     /// Most blocks kept.
     capacity: usize,
     cache: Mutex<Cache>,
@@ -54,9 +56,15 @@ impl Cache {
 impl ObjectDisk {
     /// Opens an object, keeping at most `cache` bytes of it (at least 2 MiB) in memory.
     pub fn open(store: Arc<dyn ObjectStore>, key: &str, cache: u64) -> Result<Self> {
+        Self::in_blocks(store, key, cache, BLOCK)
+    }
+
+    /// The same, fetching `block_size` bytes at a time (4 KiB to 1 MiB, a power of two): less than 1 MiB for reads that
+    /// are few and far between.
+    pub fn in_blocks(store: Arc<dyn ObjectStore>, key: &str, cache: u64, block_size: u64) -> Result<Self> {
         let info = store.head(key)?.ok_or_else(|| errors::no_object(&store.name(key)))?;
-        let capacity = to_usize((cache / BLOCK).max(2));
-        Ok(ObjectDisk { store, key: key.to_owned(), info, capacity, cache: Mutex::default() })
+        let capacity = to_usize((cache / block_size).max(2));
+        Ok(ObjectDisk { store, key: key.to_owned(), info, block_size, capacity, cache: Mutex::default() })
     }
 
     /// What the store said about the object when it was opened.
@@ -82,16 +90,16 @@ impl ObjectDisk {
         if let Some(bytes) = self.cache().get(block) {
             return Ok(bytes);
         }
-        let run = Extent::at(block * BLOCK, self.run_length(block) * BLOCK)
+        let run = Extent::at(block * self.block_size, self.run_length(block) * self.block_size)
             .intersect(Extent::new(0, self.info.size));
         let fetched = self.store.get(&self.key, run, Some(&self.info.etag))?;
         let mut cache = self.cache();
         // A copy of each: a slice would keep the whole run in memory.
-        for (bytes, number) in fetched.chunks(to_usize(BLOCK)).zip(block..) {
+        for (bytes, number) in fetched.chunks(to_usize(self.block_size)).zip(block..) {
             cache.put(number, Bytes::copy_from_slice(bytes), self.capacity);
         }
         drop(cache);
-        Ok(fetched.slice(..to_usize(BLOCK).min(fetched.len())))
+        Ok(fetched.slice(..to_usize(self.block_size).min(fetched.len())))
     }
 }
 
@@ -105,8 +113,8 @@ impl ReadAt for ObjectDisk {
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
-            let block = self.block(at / BLOCK)?;
-            let bytes = &block[to_usize(at % BLOCK)..];
+            let block = self.block(at / self.block_size)?;
+            let bytes = &block[to_usize(at % self.block_size)..];
             let n = bytes.len().min(buf.len() - done);
             buf[done..done + n].copy_from_slice(&bytes[..n]);
             done += n;
@@ -163,6 +171,17 @@ mod tests {
         let before = store.read();
         read_vec(&disk, 30 << 20, 512).unwrap();
         assert_eq!(store.read() - before, MIB);
+    }
+
+    #[test]
+    fn small_blocks_fetch_no_more_than_they_must() {
+        let (store, bytes, _) = disk(8 << 20, 0);
+        let disk = ObjectDisk::in_blocks(store.clone(), "disk", MIB, 64 << 10).unwrap();
+        for at in [5_u64 << 20, 1 << 20, 7 << 20] {
+            let before = store.read();
+            assert_eq!(read_vec(&disk, at, 64 << 10).unwrap(), &bytes[to_usize(at)..][..64 << 10]);
+            assert_eq!(store.read() - before, 64 << 10);
+        }
     }
 
     #[test]

@@ -66,16 +66,16 @@ impl<D: ReadAt> Fs<D> {
         Ok(bytes)
     }
 
-    fn per_block(&self) -> u64 {
+    pub fn per_block(&self) -> u64 {
         self.sb.block_size / self.sb.descriptor_size
     }
 
-    fn descriptor_blocks(&self) -> u64 {
+    pub fn descriptor_blocks(&self) -> u64 {
         self.sb.groups().div_ceil(self.per_block())
     }
 
     /// Whether descriptor block `index` lies in the meta group it describes.
-    fn in_meta_group(&self, index: u64) -> bool {
+    pub fn in_meta_group(&self, index: u64) -> bool {
         self.sb.incompat(f::META_BG) && index >= self.sb.first_meta_bg
     }
 
@@ -89,7 +89,7 @@ impl<D: ReadAt> Fs<D> {
     }
 
     /// The superblock's and the descriptors' blocks at the start of a group, reserved ones included.
-    fn fixed(&self, group: u64) -> Extent {
+    pub fn fixed(&self, group: u64) -> Extent {
         let backup = u64::from(self.sb.has_backup(group));
         let index = group / self.per_block();
         let len = if self.in_meta_group(index) {
@@ -120,8 +120,8 @@ impl<D: ReadAt> Fs<D> {
         u64::from(high) << 32 | u64::from(le32(descriptor, low))
     }
 
-    /// Reads one descriptor: the group, and the blocks its bitmaps and inode table take.
-    fn parse(&self, group: u64, raw: &[u8]) -> Step<(Group, [Extent; 3])> {
+    /// Reads one descriptor: the group, and the blocks its block bitmap, inode bitmap and inode table take.
+    pub fn parse(&self, group: u64, raw: &[u8]) -> Step<(Group, [Extent; 3])> {
         let wide = raw.len() >= 64;
         let wrong = |what: &str| format!("the descriptor of block group {group} {what}");
         if self.sb.has_group_checksums() {
@@ -180,16 +180,17 @@ impl<D: ReadAt> Fs<D> {
         !self.sb.ro_compat(f::METADATA_CSUM) || sum & mask == group.checksum
     }
 
-    /// Reads every group, and where all metadata lies, in blocks.
-    pub fn groups(&self) -> Step<(Vec<Group>, Metadata)> {
-        let total = self.sb.groups();
+    /// Gives the raw descriptor of every group, the copies in `overlay` before those on the disk, to `each` in order.
+    pub fn each_descriptor(
+        &self,
+        overlay: Option<&Overlay>,
+        mut each: impl FnMut(u64, &[u8]) -> Step<()>,
+    ) -> Step<()> {
         require(self.sb.first_meta_bg <= self.descriptor_blocks(), || {
             format!("the superblock's first meta group is {}", self.sb.first_meta_bg)
         })?;
-        let mut groups = Vec::with_capacity(to_usize(total));
-        let mut places = Places::default();
-        let mut bitmaps = Places::default();
-        places.push(Extent::new(self.sb.first_block, self.sb.first_block + 1));
+        let total = self.sb.groups();
+        let mut number = 0;
         let mut index = 0;
         while index < self.descriptor_blocks() {
             let first = self.descriptor_block(index);
@@ -199,23 +200,37 @@ impl<D: ReadAt> Fs<D> {
             require(first + run <= self.sb.blocks, || {
                 "the group descriptors lie beyond the end of the file system".into()
             })?;
-            let bytes = self.read(None, first, run)?;
+            let bytes = self.read(overlay, first, run)?;
             for raw in bytes.chunks_exact(to_usize(self.sb.descriptor_size)) {
-                let number = groups.len() as u64;
                 if number == total {
                     break;
                 }
-                let (group, meta) = self.parse(number, raw)?;
-                groups.push(group);
-                bitmaps.push(meta[0]);
-                meta.into_iter().for_each(|part| places.push(part));
-                // The superblock's own block is in already.
-                let fixed = self.fixed(number);
-                let fixed = if number == 0 { Extent::new(fixed.start + 1, fixed.end) } else { fixed };
-                places.push(fixed);
+                each(number, raw)?;
+                number += 1;
             }
             index += run;
         }
+        Ok(())
+    }
+
+    /// Reads every group, and where all metadata lies, in blocks.
+    pub fn groups(&self) -> Step<(Vec<Group>, Metadata)> {
+        let total = self.sb.groups();
+        let mut groups = Vec::with_capacity(to_usize(total));
+        let mut places = Places::default();
+        let mut bitmaps = Places::default();
+        places.push(Extent::new(self.sb.first_block, self.sb.first_block + 1));
+        self.each_descriptor(None, |number, raw| {
+            let (group, meta) = self.parse(number, raw)?;
+            groups.push(group);
+            bitmaps.push(meta[0]);
+            meta.into_iter().for_each(|part| places.push(part));
+            // The superblock's own block is in already.
+            let fixed = self.fixed(number);
+            let fixed = if number == 0 { Extent::new(fixed.start + 1, fixed.end) } else { fixed };
+            places.push(fixed);
+            Ok(())
+        })?;
         let wanted = places.total;
         let all = places.into_map();
         require(all.bytes() == wanted, || "two block groups claim the same metadata block".into())?;

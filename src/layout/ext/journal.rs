@@ -48,14 +48,14 @@ pub(super) struct Replay {
     pub dirty: bool,
 }
 
-/// Reads the journal: which of the blocks in `wanted` it would replace. Stops at everything that this code, the
-/// kernel and e2fsck might see differently.
-pub(super) fn replay<D: ReadAt>(fs: &Fs<D>, wanted: &ExtentMap) -> Step<Replay> {
+/// Reads the journal: which of the blocks in `wanted` it would replace, at most `most` of them (about 200 bytes of
+/// memory each). Stops at everything that this code, the kernel and e2fsck might see differently.
+pub(super) fn replay<D: ReadAt>(fs: &Fs<D>, wanted: &ExtentMap, most: usize) -> Step<Replay> {
     let runs = map_inode(fs)?;
     let Some(journal) = Journal::open(fs, runs)? else {
         return Ok(Replay { overlay: Overlay::new(), dirty: false });
     };
-    Ok(Replay { overlay: Log::new(&journal, wanted).read()?, dirty: true })
+    Ok(Replay { overlay: Log::new(&journal, wanted, most).read()?, dirty: true })
 }
 
 /// A journal with something in it.
@@ -193,6 +193,8 @@ struct Copy {
 struct Log<'a, D> {
     journal: &'a Journal<'a, D>,
     wanted: &'a ExtentMap,
+    /// Most copies, and most revocations, to remember.
+    most: usize,
     /// What committed transactions wrote, and the last transaction that revoked a block.
     copies: BTreeMap<u64, Copy>,
     revoked: BTreeMap<u64, u32>,
@@ -201,12 +203,17 @@ struct Log<'a, D> {
 }
 
 impl<'a, D: ReadAt> Log<'a, D> {
-    fn new(journal: &'a Journal<'a, D>, wanted: &'a ExtentMap) -> Self {
-        Log { journal, wanted, copies: BTreeMap::new(), revoked: BTreeMap::new(), steps: 0 }
+    fn new(journal: &'a Journal<'a, D>, wanted: &'a ExtentMap, most: usize) -> Self {
+        Log { journal, wanted, most, copies: BTreeMap::new(), revoked: BTreeMap::new(), steps: 0 }
     }
 
     fn wants(&self, block: u64) -> bool {
         self.wanted.run_at(block).is_some()
+    }
+
+    fn bounded(&self, remembered: usize) -> Step<()> {
+        // The same block may be counted twice: in the transaction read now and before.
+        require(remembered / 2 <= self.most, || "the journal holds too much".into())
     }
 
     fn step(&mut self, at: u64) -> Step<u64> {
@@ -235,10 +242,12 @@ impl<'a, D: ReadAt> Log<'a, D> {
                     sum.update(&block);
                     at = self.step(at)?;
                     at = self.read_tags(&block, at, sequence, &mut pending, &mut sum)?;
+                    self.bounded(pending.len() + self.copies.len())?;
                 }
                 REVOKE => {
                     journal.check_tail(&block, at)?;
                     self.read_revocations(&block, at, &mut pending_revoked)?;
+                    self.bounded(pending_revoked.len() + self.revoked.len())?;
                     at = self.step(at)?;
                 }
                 COMMIT => {

@@ -59,7 +59,7 @@ impl<D: ReadAt> ExtMap<D> {
     /// Takes the journal into account.
     fn replay(&mut self) -> Step<()> {
         let fs = &self.fs;
-        let replay = journal::replay(fs, &fs.matters(&self.meta))?;
+        let replay = journal::replay(fs, &fs.matters(&self.meta), usize::MAX)?;
         self.dirty = replay.dirty;
         self.overlay = replay.overlay;
         let own = fs.sb.own_block();

@@ -1,9 +1,10 @@
 //! ext2, ext3 and ext4: which blocks are in use, by the block bitmaps before and after the journal's replay (the
-//! format is described in Linux's Documentation/filesystems/ext4).
+//! format is described in Linux's Documentation/filesystems/ext4), and whose they are.
 
 mod groups;
 mod journal;
 mod map;
+mod owners;
 mod superblock;
 
 use uuid::Uuid;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use super::{Step, require};
 
 pub(super) use map::ExtMap;
+pub(super) use owners::owners;
 pub(super) use superblock::Superblock;
 
 /// An ext file system, by its superblock.

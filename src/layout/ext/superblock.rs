@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{ExtInfo, Step, require};
-use crate::layout::field::{bytes, crc32c_raw, has, le16, le32, text};
+use crate::layout::field::{bytes, crc32c_raw, has, le16, le32, le64, text};
 
 /// Where the superblock lies in its file system, in bytes.
 const OFFSET: usize = 1024;
@@ -14,6 +14,7 @@ const LEN: usize = 1024;
 pub(super) mod feature {
     pub const HAS_JOURNAL: u32 = 0x4;
     pub const SPARSE_SUPER2: u32 = 0x200;
+    pub const ORPHAN_FILE: u32 = 0x1000;
     /// dir_prealloc, imagic, has_journal, ext_attr, resize_inode, dir_index, sparse_super2, fast_commit,
     /// stable_inodes, orphan_file.
     pub const KNOWN_COMPAT: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x200 | 0x400 | 0x800 | 0x1000;
@@ -22,6 +23,7 @@ pub(super) mod feature {
     pub const JOURNAL_DEV: u32 = 0x8;
     pub const META_BG: u32 = 0x10;
     pub const BIT64: u32 = 0x80;
+    pub const MMP: u32 = 0x100;
     pub const FLEX_BG: u32 = 0x200;
     pub const CSUM_SEED: u32 = 0x2000;
     /// filetype, recover, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode, csum_seed, largedir, inline_data,
@@ -33,6 +35,7 @@ pub(super) mod feature {
 
     pub const SPARSE_SUPER: u32 = 0x1;
     pub const GDT_CSUM: u32 = 0x10;
+    pub const QUOTA: u32 = 0x100;
     pub const BIGALLOC: u32 = 0x200;
     pub const METADATA_CSUM: u32 = 0x400;
     /// sparse_super, large_file, btree_dir, huge_file, gdt_csum, dir_nlink, extra_isize, quota, metadata_csum,
@@ -183,6 +186,23 @@ impl Superblock {
 
     /// Checks that nothing in it is beyond what this code knows for sure, on a volume of `size` bytes.
     pub(super) fn check(&self, size: u64) -> Step<()> {
+        self.check_shape(size)?;
+        let state = le16(&self.raw, 0x3a);
+        require(state & 2 == 0, || "it is marked as having errors".into())?;
+        require(self.compat(f::HAS_JOURNAL) || state & 1 != 0, || {
+            "it was not unmounted cleanly and has no journal".into()
+        })?;
+        require(!self.incompat(f::RECOVER) || self.compat(f::HAS_JOURNAL), || {
+            "it needs recovery but has no journal".into()
+        })?;
+        require(!self.compat(f::HAS_JOURNAL) || self.journal_inode != 0, || {
+            "its journal is on another device".into()
+        })
+    }
+
+    /// The part of [`Superblock::check`] that says whether its structures can be read at all, whatever state they
+    /// are in.
+    pub(super) fn check_shape(&self, size: u64) -> Step<()> {
         let unknown =
             |word: &str, bits: u32| require(bits == 0, || format!("{word} features {bits:#x} are not known"));
         require(!self.ro_compat(f::BIGALLOC), || "it allocates in clusters (bigalloc)".into())?;
@@ -195,18 +215,7 @@ impl Superblock {
             let sum = crc32c_raw(!0, &self.raw[..0x3fc]);
             require(sum == le32(&self.raw, 0x3fc), || "the superblock's checksum does not match".into())?;
         }
-        self.check_geometry(size)?;
-        let state = le16(&self.raw, 0x3a);
-        require(state & 2 == 0, || "it is marked as having errors".into())?;
-        require(self.compat(f::HAS_JOURNAL) || state & 1 != 0, || {
-            "it was not unmounted cleanly and has no journal".into()
-        })?;
-        require(!self.incompat(f::RECOVER) || self.compat(f::HAS_JOURNAL), || {
-            "it needs recovery but has no journal".into()
-        })?;
-        require(!self.compat(f::HAS_JOURNAL) || self.journal_inode != 0, || {
-            "its journal is on another device".into()
-        })
+        self.check_geometry(size)
     }
 
     fn check_geometry(&self, size: u64) -> Step<()> {
@@ -254,6 +263,26 @@ impl Superblock {
         )?;
         let inodes = u64::from(le32(&self.raw, 0));
         lies(self.groups().checked_mul(self.group_inodes) == Some(inodes), "inode count", inodes)
+    }
+
+    /// What the inode `number` is for, when it is one of the file system's own.
+    pub(super) fn special_inode(&self, number: u32) -> Option<&'static str> {
+        let is = |named: u32| named != 0 && named == number;
+        Some(match number {
+            1 => "bad blocks",
+            7 => "resize inode",
+            _ if self.compat(f::HAS_JOURNAL) && is(self.journal_inode) => "journal",
+            _ if self.ro_compat(f::QUOTA) && is(le32(&self.raw, 0x240)) => "user quota",
+            _ if self.ro_compat(f::QUOTA) && is(le32(&self.raw, 0x244)) => "group quota",
+            _ if self.ro_compat(f::QUOTA) && is(le32(&self.raw, 0x26c)) => "project quota",
+            _ if self.compat(f::ORPHAN_FILE) && is(le32(&self.raw, 0x280)) => "orphan file",
+            _ => return None,
+        })
+    }
+
+    /// The block of multiple mount protection.
+    pub(super) fn mmp_block(&self) -> Option<u64> {
+        self.incompat(f::MMP).then(|| le64(&self.raw, 0x168))
     }
 
     /// Everything that decides where metadata lies and how it is checked: two superblocks of one file system

@@ -69,6 +69,24 @@ impl LogicalVolume {
         Some(Extent::at(area + in_area, size - at % size))
     }
 
+    /// Which bytes of the volume lie in `extent` of the disk: at most `most` pieces, of stripes one each.
+    pub(in crate::layout) fn offsets_of(&self, extent: Extent, most: usize) -> Vec<Extent> {
+        let mut found = Vec::new();
+        for run in &self.runs {
+            let area_len = run.extent.len() / run.stripes.count;
+            for (index, start) in (0..).zip(&run.areas) {
+                let mut rest = Extent::at(*start, area_len).intersect(extent);
+                while !rest.is_empty() && found.len() < most {
+                    let at = rest.start - start;
+                    let len = rest.len().min(run.stripes.size - at % run.stripes.size);
+                    found.push(Extent::at(run.extent.start + run.stripes.offset(index, at), len));
+                    rest.start += len;
+                }
+            }
+        }
+        found
+    }
+
     /// The first run of data of `run` at or after `from`, which is in it.
     fn data_in(&self, run: &Run, from: u64) -> Result<Option<Extent>> {
         let area_len = run.extent.len() / run.stripes.count;
@@ -187,6 +205,7 @@ mod tests {
             for page in pages.into_iter().filter(|page| page * PAGE < size) {
                 let place = volume.place(page * PAGE).unwrap();
                 disk.write_at(&[u8::try_from(page).unwrap() | 1; 4096], place.start).unwrap();
+                prop_assert_eq!(volume.offsets_of(Extent::at(place.start, 9), 9), [Extent::at(page * PAGE, 9)]);
                 expected[to_usize(page * PAGE)..][..4096].fill(u8::try_from(page).unwrap() | 1);
             }
             prop_assert!(read_vec(&volume, 0, to_usize(size)).unwrap() == expected);
