@@ -112,6 +112,8 @@ fn describe(map: &UsedMap, document: &mut Document) {
             Content::Ext(ext) => (Some(ext.label.clone()), Some(ext.uuid.to_string())),
             Content::Xfs(xfs) => (Some(xfs.label.clone()), Some(xfs.uuid.to_string())),
             Content::Btrfs(btrfs) => (Some(btrfs.label.clone()), Some(btrfs.uuid.to_string())),
+            Content::Fat(fat) => (Some(fat.label.clone()), fat.serial.clone()),
+            Content::Exfat(exfat) => (Some(exfat.label.clone()), exfat.serial.clone()),
             Content::Swap(swap) => (Some(swap.label.clone()), Some(swap.uuid.to_string())),
             Content::Lvm(pv) => (None, pv.uuid.clone()),
             _ => (None, None),

@@ -169,13 +169,15 @@ fn file_system(
     let content = layout::identify(&window(disk, &fs))?;
     content.name().clone_into(&mut fs.kind);
     let (uuid, label) = match content {
-        layout::Content::Ext(ext) => (ext.uuid, ext.label),
-        layout::Content::Xfs(xfs) => (xfs.uuid, xfs.label),
-        layout::Content::Btrfs(btrfs) => (btrfs.uuid, btrfs.label),
-        layout::Content::Swap(swap) => (swap.uuid, swap.label),
+        layout::Content::Ext(ext) => (Some(ext.uuid.to_string()), ext.label),
+        layout::Content::Xfs(xfs) => (Some(xfs.uuid.to_string()), xfs.label),
+        layout::Content::Btrfs(btrfs) => (Some(btrfs.uuid.to_string()), btrfs.label),
+        layout::Content::Fat(fat) => (fat.serial, fat.label),
+        layout::Content::Exfat(exfat) => (exfat.serial, exfat.label),
+        layout::Content::Swap(swap) => (Some(swap.uuid.to_string()), swap.label),
         _ => return Ok(fs),
     };
-    fs.uuid = Some(uuid.to_string());
+    fs.uuid = uuid;
     fs.label = Some(label).filter(|label| !label.is_empty());
     Ok(fs)
 }

@@ -1,9 +1,9 @@
 //! What a partition, or a disk without a table, holds: told by magic numbers alone.
 
-use super::field::{be16, bytes, has, le16, le32, le64};
+use super::field::{be16, has, le32, le64};
 use super::lvm::{PvInfo, identify_pv};
 use super::swap::{self, SwapInfo};
-use super::{BtrfsInfo, ExtInfo, XfsInfo, btrfs, ext, xfs};
+use super::{BtrfsInfo, ExfatInfo, ExtInfo, FatInfo, XfsInfo, btrfs, ext, fat, xfs};
 use crate::error::Result;
 use crate::io::{ReadAt, is_zero, read_vec};
 use crate::unit::to_usize;
@@ -27,6 +27,10 @@ pub enum Content {
     Xfs(XfsInfo),
     /// A btrfs file system, or one device of it.
     Btrfs(BtrfsInfo),
+    /// A FAT12, FAT16 or FAT32 file system.
+    Fat(FatInfo),
+    /// An exFAT file system.
+    Exfat(ExfatInfo),
     /// A swap area.
     Swap(SwapInfo),
     /// A physical volume of LVM2.
@@ -46,6 +50,8 @@ impl Content {
             Content::Ext(ext) => ext.version,
             Content::Xfs(_) => "xfs",
             Content::Btrfs(_) => "btrfs",
+            Content::Fat(fat) => fat.version,
+            Content::Exfat(_) => "exfat",
             Content::Swap(_) => "swap",
             Content::Lvm(_) => LVM,
             Content::Other(name) => name,
@@ -55,7 +61,15 @@ impl Content {
 
     /// Whether a used map can be made of what it holds, but for swap.
     pub(super) fn is_mapped(&self) -> bool {
-        matches!(self, Content::Ext(_) | Content::Xfs(_) | Content::Btrfs(_) | Content::Lvm(_))
+        matches!(
+            self,
+            Content::Ext(_)
+                | Content::Xfs(_)
+                | Content::Btrfs(_)
+                | Content::Fat(_)
+                | Content::Exfat(_)
+                | Content::Lvm(_)
+        )
     }
 }
 
@@ -71,6 +85,7 @@ pub fn identify(volume: &dyn ReadAt) -> Result<Content> {
     found.extend(xfs::Superblock::parse(&head).map(|sb| Content::Xfs(sb.info())));
     found.extend(btrfs::Superblock::parse(&head).map(|sb| Content::Btrfs(sb.info())));
     found.extend(ext::Superblock::parse(&head).map(|sb| Content::Ext(sb.info())));
+    found.extend(fat::identify(volume, &head)?);
     found.extend(swap::parse(&head).map(Content::Swap));
     found.extend(identify_pv(volume, &head)?.map(Content::Lvm));
     let only = found.pop();
@@ -111,8 +126,6 @@ fn known(head: &[u8]) -> Vec<&'static str> {
     sign((0..16).any(udf), "udf");
     sign(has(head, 3, b"-FVE-FS-"), "BitLocker");
     sign(has(head, 3, b"NTFS    "), "ntfs");
-    sign(has(head, 3, b"EXFAT   "), "exfat");
-    found.extend(fat(head));
     found
 }
 
@@ -121,39 +134,7 @@ const LVM: &str = "LVM2 physical volume";
 /// Whether a sector is a file system's boot sector rather than a partition table.
 pub(super) fn has_boot_sector(sector: &[u8; 512]) -> bool {
     [&b"NTFS    "[..], b"EXFAT   ", b"-FVE-FS-"].iter().any(|magic| has(sector, 3, magic))
-        || fat(sector).is_some()
-}
-
-/// FAT by its BIOS parameter block, and which by the number of clusters (Microsoft's FAT specification 1.03).
-fn fat(head: &[u8]) -> Option<&'static str> {
-    let jump = bytes::<3>(head, 0);
-    let sector = le16(head, 11);
-    let per_cluster = bytes::<1>(head, 13)[0];
-    let reserved = le16(head, 14);
-    let [copies] = bytes::<1>(head, 16);
-    let [media] = bytes::<1>(head, 21);
-    let plausible = has(head, 510, b"\x55\xaa")
-        && (jump[0] == 0xe9 || jump[0] == 0xeb)
-        && (512..=4096).contains(&sector)
-        && sector.is_power_of_two()
-        && per_cluster.is_power_of_two()
-        && reserved > 0
-        && (1..=2).contains(&copies)
-        && (media == 0xf0 || media >= 0xf8);
-    if !plausible {
-        return None;
-    }
-    let either = |short: u16, long: u32| if short != 0 { u32::from(short) } else { long };
-    let fat_sectors = u64::from(either(le16(head, 22), le32(head, 36)));
-    let root_sectors = (u64::from(le16(head, 17)) * 32).div_ceil(u64::from(sector));
-    let before = u64::from(reserved) + u64::from(copies) * fat_sectors + root_sectors;
-    let total = u64::from(either(le16(head, 19), le32(head, 32)));
-    let clusters = total.checked_sub(before)? / u64::from(per_cluster);
-    Some(match clusters {
-        _ if le16(head, 22) == 0 => "fat32",
-        0..4085 => "fat12",
-        _ => "fat16",
-    })
+        || fat::is_boot_sector(sector)
 }
 
 /// md superblocks 0.90 and 1.0 lie at the end of their member; `len` bytes of it are in `tail`.

@@ -20,6 +20,13 @@ pub(super) struct Entry {
     sectors: u32,
 }
 
+impl Entry {
+    /// Whether it lists a partition.
+    fn is_filled(&self) -> bool {
+        self.kind != 0 && self.sectors != 0
+    }
+}
+
 /// The four entries of a boot record; `None` without its signature or when a status byte is impossible.
 pub(super) fn entries(sector: &[u8; 512]) -> Option<[Entry; 4]> {
     let entry = |i: usize| {
@@ -31,12 +38,17 @@ pub(super) fn entries(sector: &[u8; 512]) -> Option<[Entry; 4]> {
     plausible.then_some(all)
 }
 
+/// Whether a file system's boot sector lists partitions as well. Programs that make a file system on a whole disk may
+/// put an entry there that begins with the boot sector itself, which is none.
+pub(super) fn has_partitions(sector: &[u8; 512]) -> bool {
+    entries(sector).is_some_and(|entries| entries.iter().any(|entry| entry.is_filled() && entry.start != 0))
+}
+
 /// Reads the table whose first sector is `sector`; `None` when it is not a table or has no partition.
 pub(super) fn read(disk: &dyn ReadAt, sector: &[u8; 512], sector_size: u32) -> Result<Option<Table>> {
     let Some(primary) = entries(sector) else { return Ok(None) };
-    let filled = |entry: &Entry| entry.kind != 0 && entry.sectors != 0;
     // A file system's boot sector carries the same signature; its code rarely looks like four entries.
-    if !primary.iter().any(filled) || super::content::has_boot_sector(sector) {
+    if !primary.iter().any(Entry::is_filled) || super::content::has_boot_sector(sector) {
         return Ok(None);
     }
     let mut table = Table {
@@ -47,7 +59,7 @@ pub(super) fn read(disk: &dyn ReadAt, sector: &[u8; 512], sector_size: u32) -> R
         findings: Vec::new(),
     };
     let mut extended = None;
-    for (number, entry) in (1..).zip(primary).filter(|(_, entry)| filled(entry)) {
+    for (number, entry) in (1..).zip(primary).filter(|(_, entry)| entry.is_filled()) {
         let extent = table.place(number, entry.start.into(), entry.sectors.into(), disk.size());
         let kind = PartitionType::Mbr(entry.kind);
         if entry.start == 0 && !kind.is_extended() {
@@ -111,7 +123,7 @@ fn read_chain(disk: &dyn ReadAt, table: &mut Table, container: u32, outer: Entry
             }
             return Ok(());
         };
-        if logical.kind != 0 && logical.sectors != 0 {
+        if logical.is_filled() {
             let start = at + u64::from(logical.start);
             let extent = table.place(number, start, logical.sectors.into(), disk.size());
             if logical.start == 0 || start + u64::from(logical.sectors) > end {
@@ -121,7 +133,7 @@ fn read_chain(disk: &dyn ReadAt, table: &mut Table, container: u32, outer: Entry
             table.partitions.push(partition(number, extent, &logical));
             number += 1;
         }
-        if link.kind == 0 || link.sectors == 0 {
+        if !link.is_filled() {
             return Ok(());
         }
         at = first + u64::from(link.start);

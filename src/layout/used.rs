@@ -7,7 +7,7 @@ use super::btrfs::BtrfsMap;
 use super::ext::ExtMap;
 use super::lvm::{self, Found, Group, MappedVolume, Member, PvMap};
 use super::xfs::XfsMap;
-use super::{Content, Finding, Stop, Table, identify, read_table, swap};
+use super::{Content, Finding, Stop, Table, fat, identify, read_table, swap};
 use crate::error::{Kind, Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::unit::{Extent, Extents};
@@ -313,6 +313,8 @@ fn map_of(content: &Content, volume: Window<Arc<dyn ReadAt>>, budget: &mut u64) 
             *budget -= btrfs.chunks();
             Box::new(btrfs) as _
         }),
+        Content::Fat(_) => fat::open_fat(volume).map(|map| Box::new(map) as _),
+        Content::Exfat(_) => fat::open_exfat(volume).map(|map| Box::new(map) as _),
         Content::Swap(info) => swap::SwapMap::of(info, volume.size()).map(|map| Box::new(map) as _),
         other => Err(format!("no used map is known for it ({})", other.name()).into()),
     };

@@ -69,9 +69,9 @@ pub fn tree(dir: &Path) -> String {
 }
 
 /// A disk in memory of which some bytes were changed.
-struct Damaged {
-    disk: Arc<Vec<u8>>,
-    changes: BTreeMap<u64, u8>,
+pub struct Damaged {
+    pub disk: Arc<Vec<u8>>,
+    pub changes: BTreeMap<u64, u8>,
 }
 
 impl ReadAt for Damaged {
@@ -103,7 +103,6 @@ pub fn survives_damage(
     used_before: Option<&ExtentMap>,
     random: &mut Random,
 ) -> bool {
-    let size = disk.len() as u64;
     let mut changes = BTreeMap::new();
     for _ in 0..1 + random.below(6) {
         let at = places[random.below(places.len() as u64) as usize] + random.below(1024) as usize;
@@ -114,7 +113,13 @@ pub fn survives_damage(
         };
         changes.insert(at as u64, byte);
     }
-    let damaged = Damaged { disk: Arc::clone(disk), changes };
+    survives(Damaged { disk: Arc::clone(disk), changes }, used_before).1
+}
+
+/// The same of a disk that is damaged already. Returns what is used, and whether the map saw the damage.
+pub fn survives(damaged: Damaged, used_before: Option<&ExtentMap>) -> (ExtentMap, bool) {
+    let disk = Arc::clone(&damaged.disk);
+    let size = disk.len() as u64;
     let damaged = Arc::new(FaultyDisk::new(damaged, Vec::new()));
     let map = match layout::used_map(Arc::clone(&damaged) as Arc<dyn ReadAt>) {
         Ok(map) => map,
@@ -124,10 +129,10 @@ pub fn survives_damage(
     let read = damaged.bytes_read();
     assert!(read < 4 * size + 64 * MIB, "{read} bytes read");
     for run in used_before.into_iter().flat_map(ExtentMap::iter) {
-        assert!(used.covers(run), "used bytes in {run:?} are lost: {:?}", damaged_bytes(&*damaged, disk));
+        assert!(used.covers(run), "used bytes in {run:?} are lost: {:?}", damaged_bytes(&*damaged, &disk));
     }
     let whole = map.volumes().iter().any(|volume| matches!(volume.usage, Usage::Whole { .. }));
-    whole || !map.findings().is_empty()
+    (used, whole || !map.findings().is_empty())
 }
 
 /// Where and how a damaged disk differs.
