@@ -563,7 +563,6 @@ fn other_contents_are_named_and_copied_whole() {
     let image = dir.path().join("fs");
     let path = text(&image);
     for (name, command) in [
-        ("ntfs", "mkfs.ntfs -q -F -f"),
         (
             "LUKS1",
             "cryptsetup -q luksFormat --type luks1 --pbkdf-force-iterations 1000 --key-file /etc/os-release",

@@ -114,6 +114,7 @@ fn describe(map: &UsedMap, document: &mut Document) {
             Content::Btrfs(btrfs) => (Some(btrfs.label.clone()), Some(btrfs.uuid.to_string())),
             Content::Fat(fat) => (Some(fat.label.clone()), fat.serial.clone()),
             Content::Exfat(exfat) => (Some(exfat.label.clone()), exfat.serial.clone()),
+            Content::Ntfs(ntfs) => (Some(ntfs.label.clone()), Some(ntfs.uuid())),
             Content::Swap(swap) => (Some(swap.label.clone()), Some(swap.uuid.to_string())),
             Content::Lvm(pv) => (None, pv.uuid.clone()),
             _ => (None, None),

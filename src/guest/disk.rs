@@ -172,6 +172,7 @@ fn file_system(
         layout::Content::Ext(ext) => (Some(ext.uuid.to_string()), ext.label),
         layout::Content::Xfs(xfs) => (Some(xfs.uuid.to_string()), xfs.label),
         layout::Content::Btrfs(btrfs) => (Some(btrfs.uuid.to_string()), btrfs.label),
+        layout::Content::Ntfs(ntfs) => (Some(ntfs.uuid()), ntfs.label),
         layout::Content::Fat(fat) => (fat.serial, fat.label),
         layout::Content::Exfat(exfat) => (exfat.serial, exfat.label),
         layout::Content::Swap(swap) => (Some(swap.uuid.to_string()), swap.label),

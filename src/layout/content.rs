@@ -3,7 +3,7 @@
 use super::field::{be16, has, le32, le64};
 use super::lvm::{PvInfo, identify_pv};
 use super::swap::{self, SwapInfo};
-use super::{BtrfsInfo, ExfatInfo, ExtInfo, FatInfo, XfsInfo, btrfs, ext, fat, xfs};
+use super::{BtrfsInfo, ExfatInfo, ExtInfo, FatInfo, NtfsInfo, XfsInfo, btrfs, ext, fat, ntfs, xfs};
 use crate::error::Result;
 use crate::io::{ReadAt, is_zero, read_vec};
 use crate::unit::to_usize;
@@ -31,6 +31,8 @@ pub enum Content {
     Fat(FatInfo),
     /// An exFAT file system.
     Exfat(ExfatInfo),
+    /// An NTFS file system.
+    Ntfs(NtfsInfo),
     /// A swap area.
     Swap(SwapInfo),
     /// A physical volume of LVM2.
@@ -52,6 +54,7 @@ impl Content {
             Content::Btrfs(_) => "btrfs",
             Content::Fat(fat) => fat.version,
             Content::Exfat(_) => "exfat",
+            Content::Ntfs(_) => "ntfs",
             Content::Swap(_) => "swap",
             Content::Lvm(_) => LVM,
             Content::Other(name) => name,
@@ -67,6 +70,7 @@ impl Content {
                 | Content::Xfs(_)
                 | Content::Btrfs(_)
                 | Content::Fat(_)
+                | Content::Ntfs(_)
                 | Content::Exfat(_)
                 | Content::Lvm(_)
         )
@@ -86,6 +90,7 @@ pub fn identify(volume: &dyn ReadAt) -> Result<Content> {
     found.extend(btrfs::Superblock::parse(&head).map(|sb| Content::Btrfs(sb.info())));
     found.extend(ext::Superblock::parse(&head).map(|sb| Content::Ext(sb.info())));
     found.extend(fat::identify(volume, &head)?);
+    found.extend(ntfs::identify(volume, &head)?.map(Content::Ntfs));
     found.extend(swap::parse(&head).map(Content::Swap));
     found.extend(identify_pv(volume, &head)?.map(Content::Lvm));
     let only = found.pop();
@@ -125,7 +130,6 @@ fn known(head: &[u8]) -> Vec<&'static str> {
     let udf = |i: usize| has(head, 32769 + i * 2048, b"NSR02") || has(head, 32769 + i * 2048, b"NSR03");
     sign((0..16).any(udf), "udf");
     sign(has(head, 3, b"-FVE-FS-"), "BitLocker");
-    sign(has(head, 3, b"NTFS    "), "ntfs");
     found
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::btrfs::BtrfsMap;
 use super::ext::ExtMap;
 use super::lvm::{self, Found, Group, MappedVolume, Member, PvMap};
+use super::ntfs::NtfsMap;
 use super::xfs::XfsMap;
 use super::{Content, Finding, Stop, Table, fat, identify, read_table, swap};
 use crate::error::{Kind, Result, Retry};
@@ -315,6 +316,7 @@ fn map_of(content: &Content, volume: Window<Arc<dyn ReadAt>>, budget: &mut u64) 
         }),
         Content::Fat(_) => fat::open_fat(volume).map(|map| Box::new(map) as _),
         Content::Exfat(_) => fat::open_exfat(volume).map(|map| Box::new(map) as _),
+        Content::Ntfs(_) => NtfsMap::open(volume).map(|map| Box::new(map) as _),
         Content::Swap(info) => swap::SwapMap::of(info, volume.size()).map(|map| Box::new(map) as _),
         other => Err(format!("no used map is known for it ({})", other.name()).into()),
     };
