@@ -169,7 +169,7 @@ fn file_systems_made_larger_and_smaller_are_mapped() {
 fn label_and_serial_number_are_those_that_blkid_reads() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("fs");
-    mkfs(&image, 40 * MIB, "-c 1024 -L");
+    mkfs(&image, 40 * MIB, "-c 1024");
     let info = || match layout::identify(&DiskFile::open(&image).unwrap()).unwrap() {
         Content::Ntfs(info) => info,
         other => panic!("{other:?}"),
@@ -222,11 +222,10 @@ fn attribute(record: &[u8], kind: u64) -> usize {
     at
 }
 
-/// Where the clusters of a file are that lie in one run: the first one's number, and how many.
-fn only_run(record: &[u8], at: usize) -> (u64, u64) {
+/// Where the first run of a file is: the first cluster's number, and how many.
+fn first_run(record: &[u8], at: usize) -> (u64, u64) {
     let pairs = at + le(record, at + 32, 2) as usize;
     let (len, start) = (usize::from(record[pairs] & 15), usize::from(record[pairs] >> 4));
-    assert_eq!(record[pairs + 1 + len + start], 0, "there are several runs");
     (le(record, pairs + 1 + len, start), le(record, pairs + 1, len))
 }
 
@@ -271,10 +270,10 @@ impl Patch {
         }
     }
 
-    /// Where a file that lies in one piece begins and ends.
+    /// Where the first piece of a file begins and ends.
     fn place(&self, number: u64) -> Extent {
         let record = self.record(number);
-        let (start, len) = only_run(&record, attribute(&record, 0x80));
+        let (start, len) = first_run(&record, attribute(&record, 0x80));
         Extent::at(start * self.cluster, len * self.cluster)
     }
 }
@@ -442,7 +441,7 @@ fn what_cannot_be_mapped_for_sure_is_copied_whole() {
     whole("mirror damaged", "mirror", &|patch| patch.set(patch.mirror + 1024, b"xx"));
     whole("mirror differs", "mirror", &|patch| patch.set(patch.mirror + 3 * 1024 + 16, b"\x33"));
     for (name, reason, at, bytes) in [
-        ("resident", "in its record", 8, &[0][..]),
+        ("resident", "attributes", 8, &[0][..]),
         ("compressed", "compressed", 12, &[1, 0]),
         ("encrypted", "compressed", 12, &[0, 0x40]),
         ("sparse", "compressed", 12, &[0, 0x80]),
@@ -451,7 +450,7 @@ fn what_cannot_be_mapped_for_sure_is_copied_whole() {
         ("allocated in part", "several records", 41, &[0x20]),
         ("shorter", "$Bitmap has", 48, &[0, 1, 0, 0, 0, 0, 0, 0, 0, 1]),
         ("written in part", "$Bitmap has", 56, &[0, 1]),
-        ("run list elsewhere", "run list", 32, &[0xff]),
+        ("run list elsewhere", "contradict", 32, &[0xff]),
         ("sparse run", "sparse", 64, &[0x01]),
         ("run beyond the end", "clusters", 64, &[0x31, 1, 0xff, 0xff, 0x7f]),
         ("run before the start", "clusters", 64, &[0x11, 1, 0xff]),
@@ -556,21 +555,7 @@ fn a_log_to_be_replayed_makes_all_used_and_so_does_one_ntfs_3g_refuses() {
             let found = whole_because(name, image);
             assert!(found.contains("$LogFile") && found.contains(reason), "{name}: {found}");
         }
-        println!("{name}: {refused}");
     }
-}
-
-#[test]
-fn a_volume_copied_while_it_is_mounted_is_copied_whole() {
-    let dir = tempfile::tempdir().unwrap();
-    let (image, copy) = (dir.path().join("fs"), dir.path().join("copy"));
-    mkfs(&image, 60 * MIB, "");
-    let mount = Mount::new(&image, "rw");
-    age(mount.path(), 1, 50, 60_000);
-    copy_image(&image, &copy);
-    assert!(whole_because("mounted", &copy).contains("dirty"));
-    drop(mount);
-    assert_map_is_exact("unmounted", &image);
 }
 
 #[test]
@@ -585,7 +570,7 @@ fn a_volume_on_which_a_system_sleeps_is_copied_whole() {
             ("hiberfil.sys", b"hibr".to_vec(), true),
             ("hiberfil.sys", start(&[&[0; 4000][..], b"x"].concat()), true),
             ("hiberfil.sys", start(b""), false),
-            ("hiberfil.sys", b"".to_vec(), false),
+            ("hiberfil.sys", b"".to_vec(), true),
             ("hiberfil.sy", start(b"hibr"), false),
             ("xhiberfil.sys", start(b"hibr"), false),
         ] {
@@ -602,12 +587,113 @@ fn a_volume_on_which_a_system_sleeps_is_copied_whole() {
             drop(mount);
             let name = format!("{args} {name} of {} bytes among {others}", content.len());
             let usage = open(&image).volumes()[0].usage.clone();
-            println!("{name}: {usage:?} {:?}", try_run("ntfs-3g.probe", &["--readwrite", text(&image)]));
+            let (refused, _, err) = try_run("ntfs-3g.probe", &["--readwrite", text(&image)]);
+            assert!(asleep || refused == 0, "{name}: {err}");
             if asleep {
-                assert!(whole_because(&name, &image).contains("sleeps"), "{name}");
+                assert!(whole_because(&name, &image).contains("sleep"), "{name}");
             } else {
                 assert!(matches!(usage, Usage::Mapped { .. }), "{name}: {usage:?}");
             }
         }
     }
+}
+
+/// Only a part of a large bitmap is read before the copy gets there, and a part that cannot be read is used.
+#[test]
+fn a_large_bitmap_is_read_in_parts_and_a_part_in_doubt_is_used_and_reported() {
+    const PART: u64 = 512 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("fs");
+    mkfs(&image, 4 * TIB, "-c 4096");
+    let patch = Patch::new(&image);
+    let (bitmap, size) = (patch.place(6), 4 * TIB);
+    assert_eq!(bitmap.len() / PART, 256);
+    let disk = Arc::new(FaultyDisk::new(DiskFile::open(&image).unwrap(), Vec::new()));
+    let map = layout::used_map(Arc::clone(&disk) as _).unwrap();
+    assert!(disk.bytes_read() < 40 * MIB, "{} bytes read", disk.bytes_read());
+    let free = rest(&used(&map, size), size);
+    assert!(disk.bytes_read() < 200 * MIB, "{} bytes read", disk.bytes_read());
+    let estimated = size - map.used_bytes();
+    assert!(estimated.abs_diff(free.bytes()) < size / 100, "{estimated} and {}", free.bytes());
+
+    // Clusters by the numbers of the part that speaks of them.
+    let spoken = |part: u64| Extent::at(part * PART * 8 * 4096, PART * 8 * 4096);
+    let expected = |part: u64| {
+        let mut expected = free.clone();
+        expected.remove(spoken(part));
+        expected
+    };
+    let bad = Extent::at(bitmap.start + 101 * PART + 4096, 512);
+    let disk = FaultyDisk::new(DiskFile::open(&image).unwrap(), vec![bad]);
+    let map = layout::used_map(Arc::new(disk)).unwrap();
+    assert_eq!(rest(&used(&map, size), size), expected(101));
+    assert!(map.findings()[0].what.contains("bitmap part 101"), "{:?}", map.findings());
+    // What is read at once stops everything.
+    let bad = Extent::at(bitmap.start + 100 * PART + 4096, 512);
+    let disk = FaultyDisk::new(DiskFile::open(&image).unwrap(), vec![bad]);
+    let map = layout::used_map(Arc::new(disk)).unwrap();
+    assert_eq!(map.used_bytes(), size);
+}
+
+/// Damage of a small file system. What the bitmap itself loses is lost; damage of all else loses nothing.
+fn damage(rounds: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("fs");
+    let mut random = Random::new(2025);
+    let mut seen = 0;
+    let mut total = 0;
+    for (args, sleeps) in
+        [("-c 512", false), ("-c 4096", false), ("-c 4096", true), ("-s 4096 -c 4096", false)]
+    {
+        mkfs(&image, 12 * MIB, args);
+        let mount = Mount::new(&image, "rw");
+        // Data of zeroes: all that is not zero is metadata.
+        for i in 0..300 {
+            fs::write(mount.path().join(format!("f{i}")), vec![0; 9000]).unwrap();
+        }
+        if sleeps {
+            fs::write(mount.path().join("hiberfil.sys"), vec![0; 9000]).unwrap();
+        }
+        run("sync", &["-f", text(mount.path())]);
+        (0..300).step_by(2).for_each(|i| fs::remove_file(mount.path().join(format!("f{i}"))).unwrap());
+        drop(mount);
+        let before = assert_map_is_exact(args, &image);
+        let before = rest(&before, fs::metadata(&image).unwrap().len());
+        let patch = Patch::new(&image);
+        let bitmap = patch.place(6);
+        let disk = Arc::new(fs::read(&image).unwrap());
+        // The log is full of 0xff, which says nothing.
+        let log = patch.place(2);
+        let log = log.start as usize + 4096..log.end as usize;
+        let within = |at: &usize| (bitmap.start as usize..bitmap.end as usize).contains(at);
+        let places: Vec<_> = written(&disk).into_iter().filter(|at| !log.contains(at)).collect();
+        let bits: Vec<_> = places.iter().copied().filter(within).collect();
+        let places: Vec<_> = places.into_iter().filter(|at| !within(at)).collect();
+        let mft = patch.mft as usize;
+        let near = |at: &usize| (mft..mft + 8 * patch.record).contains(at);
+        let records: Vec<_> = places.iter().copied().filter(near).collect();
+        for i in 0..rounds {
+            let (places, before) = match i % 4 {
+                0 => (&places, Some(&before)),
+                1 => (&vec![0], Some(&before)),
+                2 => (&records, Some(&before)),
+                _ => (&bits, None),
+            };
+            seen += u64::from(survives_damage(&disk, places, before, &mut random));
+            total += 1;
+        }
+    }
+    assert!(seen > total / 10, "only {seen} of {total} are seen");
+    println!("figure: NTFS: {total} damaged file systems, {seen} seen as such by the map");
+}
+
+#[test]
+fn damage_neither_breaks_haul_nor_loses_what_the_bitmap_calls_used() {
+    damage(50);
+}
+
+#[test]
+#[ignore = "long: 2,000 damaged file systems"]
+fn a_thousand_damages_neither_break_haul_nor_lose_what_the_bitmap_calls_used() {
+    damage(500);
 }

@@ -37,15 +37,14 @@ impl Tasks<'_> {
     fn next(&mut self) -> Result<Option<Task>> {
         let listed = match self.chunks.peek() {
             Some(Ok((index, _))) => Some(self.geometry.chunk_at(*index).start),
-            Some(Err(_)) => Some(self.cursor),
+            Some(Err(_)) => return self.chunks.next().transpose().map(|_| None),
             None => None,
         };
         let held = self.copy.next_data(self.cursor)?.map(|run| run.start);
-        let Some(start) = listed.into_iter().chain(held).min() else { return Ok(None) };
+        // What a format added to the disk's end is no batch's, nor is what a forged manifest lists there.
+        let next = listed.into_iter().chain(held).min().filter(|start| *start < self.geometry.size);
+        let Some(start) = next else { return Ok(None) };
         let extent = self.geometry.batch_at(start);
-        if extent.is_empty() {
-            return Ok(None);
-        }
         let mut digests = Vec::new();
         while let Some(entry) = self
             .chunks
@@ -146,4 +145,47 @@ fn differing(task: &Task, bytes: &[u8], geometry: &Geometry) -> Vec<Extent> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Sealer;
+    use super::super::journal::BatchRecord;
+    use super::*;
+    use crate::io::WriteAt;
+    use crate::io::fake::MemoryDisk;
+
+    /// A copy that knows no holes, as an object does.
+    struct Solid(MemoryDisk);
+
+    impl ReadAt for Solid {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+            self.0.read_at(buf, offset)
+        }
+
+        fn name(&self) -> String {
+            self.0.name()
+        }
+    }
+
+    #[test]
+    fn a_copy_rounded_up_is_verified_to_its_end_and_must_be_zero_there() {
+        let size = 3 * MIB + 512;
+        let folder = tempfile::tempdir().unwrap();
+        let mut sealer = Sealer::begin(&folder.path().join("manifest"), Geometry::of(size)).unwrap();
+        let digests = vec![Some(Digest::of(&[7; 65_536]))];
+        sealer.add(&BatchRecord { start: 0, end: 2 * MIB, digests, ..BatchRecord::default() }).unwrap();
+        let manifest = sealer.seal(super::super::Head::default(), &ExtentMap::new()).unwrap();
+        let disk = MemoryDisk::sparse(4 * MIB);
+        disk.write_at(&[7; 65_536], 0).unwrap();
+        let copy = Solid(disk);
+        let verified = || verify(&manifest, &copy, 2, &AtomicBool::new(false), &|_| {}).unwrap();
+        assert_eq!((verified().differing.is_empty(), verified().compared), (true, size));
+        copy.0.write_at(&[1], size).unwrap();
+        assert_eq!(verified().differing.iter().collect::<Vec<_>>(), [Extent::new(size, 4 * MIB)]);
+    }
 }

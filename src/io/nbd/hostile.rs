@@ -91,23 +91,38 @@ fn hole_bytes(len: u32, flags: u32) -> [u8; 8] {
     (u64::from(len) << 32 | u64::from(flags)).to_be_bytes()
 }
 
-/// A server that says `script` whatever it hears, and closes.
-fn saying(script: Vec<u8>) -> (Link, JoinHandle<()>) {
+/// What a server does that has said all.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    Closes,
+    Stalls,
+}
+
+/// A server that says `script` whatever it hears.
+fn saying(script: Vec<u8>, then: Then) -> (UnixStream, JoinHandle<()>) {
     let (near, mut far) = UnixStream::pair().unwrap();
     let server = thread::spawn(move || {
+        far.set_read_timeout(Some(PATIENCE)).unwrap();
         // A client that heard enough hangs up.
         let _ = far.write_all(&script);
-        let _ = far.shutdown(Shutdown::Write);
+        if then == Then::Closes {
+            let _ = far.shutdown(Shutdown::Write);
+        }
         let _ = std::io::copy(&mut far, &mut std::io::sink());
     });
-    (Link::unix(near, PATIENCE), server)
+    (near, server)
 }
 
 /// Reads the first 8 KiB (request 1) and asks for the map of all (request 2) from a server that says `script`.
 fn talk(script: Vec<u8>) -> Result<(Vec<u8>, Vec<Extent>), Fault> {
-    let (link, server) = saying(script);
+    talk_within(PATIENCE, script, Then::Closes)
+}
+
+/// The same, where each call has `limit`.
+fn talk_within(limit: Duration, script: Vec<u8>, then: Then) -> Result<(Vec<u8>, Vec<Extent>), Fault> {
+    let (socket, server) = saying(script, then);
     let uri = Uri::parse("nbd+unix:///?socket=/hostile").unwrap();
-    let heard = Connection::open(link, &uri, PATIENCE).and_then(|connection| {
+    let heard = Connection::open(Link::unix(socket, limit), &uri, limit).and_then(|connection| {
         let mut bytes = vec![1; 8 << 10];
         let read = connection.read(&mut bytes, 0)?;
         bytes.truncate(read);
@@ -235,6 +250,49 @@ fn a_server_that_leaves_at_any_byte_broke_the_connection() {
         let heard = talk(script[..len].to_vec());
         assert!(matches!(heard, Err(Fault::Broken(_))), "{len}: {heard:?}");
     }
+}
+
+#[test]
+fn a_server_that_stalls_at_any_step_is_given_up_at_the_deadline() {
+    let script = join(&[&negotiated(), &good_reply(), &good_status()]);
+    let read = negotiated().len() + good_reply().len();
+    // In its greeting, its options, a header, a hole, the data and the map, and before each of them.
+    let steps = [0, 7, 18, 30, 38, 75, negotiated().len() - 1, negotiated().len()];
+    let later =
+        [negotiated().len() + 9, negotiated().len() + 20, read - 2000, read - 1, read, script.len() - 1];
+    for len in steps.into_iter().chain(later) {
+        let heard = talk_within(Duration::from_millis(20), script[..len].to_vec(), Then::Stalls);
+        let late = |fault: &Fault| matches!(fault, Fault::Broken(error) if error.kind() == std::io::ErrorKind::TimedOut);
+        assert!(heard.as_ref().is_err_and(late), "{len}: {heard:?}");
+    }
+}
+
+#[test]
+fn an_export_that_stalls_on_every_connection_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = thread::spawn(move || {
+        // Each call is tried on the connection there is, and on a new one.
+        let clients = (0..4).map(|_| {
+            let (mut client, _) = listener.accept().unwrap();
+            answer::negotiate(&mut client, SIZE).unwrap().unwrap();
+            client
+        });
+        clients.collect::<Vec<_>>()
+    });
+    let uri = Uri::parse(&format!("nbd+unix:///?socket={}", path.display())).unwrap();
+    let options = Options {
+        reply: Duration::from_millis(20),
+        outage: Duration::ZERO,
+        pause: Arc::new(|_, _| Ok(())),
+        ..Options::default()
+    };
+    let client = Client::connect_with(&uri, options).unwrap();
+    for error in [client.read_at(&mut [0; 4096], 0).unwrap_err(), client.next_data(0).unwrap_err()] {
+        assert_eq!((error.kind(), error.id()), (crate::error::Kind::Network, "nbd.connection"), "{error}");
+    }
+    assert_eq!(server.join().unwrap().len(), 4);
 }
 
 /// A conversation with a few bytes overwritten, taken out or put in.

@@ -7,9 +7,10 @@ use crate::io::{ReadAt, is_zero};
 use crate::layout::field::{bytes, has, le16, le32, le64};
 use crate::unit::to_usize;
 
-/// The file a system is hibernated to, in the root folder. It is all zeroes, or its start is, when none sleeps in it.
+/// The file a system is hibernated to, in the root folder. It starts with zeroes when none sleeps in it, and is short on a
+/// volume that belongs to a system sleeping elsewhere.
 const NAME: &[u8] = b"hiberfil.sys";
-/// Bytes at its start that are looked at.
+/// Bytes at its start that are looked at; a file that has fewer is short.
 const HEAD: u64 = 4096;
 /// The name of a folder's index.
 const I30: &str = "$I30";
@@ -36,7 +37,7 @@ pub(super) fn require_awake<D: ReadAt>(volume: &Volume<D>) -> Step<()> {
     // A name may be there twice, once as its short form.
     for reference in found {
         let zero = starts_with_zeroes(volume, reference).map_err(|stop| named(stop, "hiberfil.sys"))?;
-        require(zero, || "a hibernated system sleeps on it".into())?;
+        require(zero, || "a hibernated system may sleep on it".into())?;
     }
     Ok(())
 }
@@ -45,11 +46,12 @@ fn starts_with_zeroes<D: ReadAt>(volume: &Volume<D>, reference: u64) -> Step<boo
     let record = volume.record(reference & 0xffff_ffff_ffff)?;
     require(u64::from(record.sequence()) == reference >> 48, || "was removed, but is in its folder".into())?;
     let data = wanted(&record, kind::DATA, "")?;
-    if let Some(value) = data.value() {
-        return Ok(is_zero(value));
+    if data.value().is_some() {
+        return Ok(false);
     }
     let stream = volume.place(&data)?;
-    Ok(is_zero(&volume.read(&stream, 0, HEAD.min(stream.initialised))?))
+    // What was never written reads as zeroes.
+    Ok(stream.size >= HEAD && is_zero(&volume.read(&stream, 0, HEAD.min(stream.initialised))?))
 }
 
 /// The records of all files of that name in a folder: all of its index is gone through, as it lies.

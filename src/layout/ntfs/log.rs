@@ -27,20 +27,14 @@ pub(super) fn require_clean<D: ReadAt>(volume: &Volume<D>, log: &Stream) -> Step
         return Ok(());
     }
     let size = le32(&head, 16);
-    let pages = head.split_at_checked(to_usize(size.into()));
-    let second = pages.and_then(|(_, rest)| rest.get(..to_usize(size.into())));
-    let (Some((first, _)), Some(second)) = (pages, second) else { return Err(strange()) };
-    require(has(first, 0, b"RSTR") && PAGES.contains(&size) && size.is_power_of_two(), || {
+    require(has(&head, 0, b"RSTR") && PAGES.contains(&size) && size.is_power_of_two(), || {
         "has no restart page".into()
     })?;
-    let pages = [Restart::parse(first)?, Restart::parse(second)?];
+    let page = |i: usize| head.chunks_exact(to_usize(size.into())).nth(i).unwrap_or_default();
+    let pages = [Restart::parse(page(0))?, Restart::parse(page(1))?];
     let newest = pages.iter().map(|page| page.lsn).max();
     let clean = pages.iter().filter(|page| Some(page.lsn) == newest).all(|page| page.clean);
     require(clean, || "must be replayed first".into())
-}
-
-fn strange() -> super::Stop {
-    "has damaged restart pages".to_owned().into()
 }
 
 /// What a restart page says.
@@ -53,9 +47,8 @@ struct Restart {
 
 impl Restart {
     fn parse(page: &[u8]) -> Step<Restart> {
-        require(has(page, 0, b"RSTR") && to_usize(le32(page, 16).into()) == page.len(), || {
-            "has damaged restart pages".into()
-        })?;
+        let damaged = || "has damaged restart pages".to_owned();
+        require(has(page, 0, b"RSTR") && to_usize(le32(page, 16).into()) == page.len(), damaged)?;
         let mut page = page.to_vec();
         fix_up(&mut page)?;
         let (major, minor) = (le16(&page, 28), le16(&page, 26));
@@ -64,9 +57,9 @@ impl Restart {
         require((major, minor) == (1, 1), || format!("is of version {major}.{minor}"))?;
         let at = usize::from(le16(&page, 24));
         let area = page.get(at..at + AREA).filter(|_| at.is_multiple_of(8) && at >= 32);
-        let area = area.ok_or_else(strange)?;
+        let area = area.ok_or_else(damaged)?;
         let (clients, in_use) = (le16(area, 8), le16(area, 12));
-        require(in_use == NONE || in_use < clients, || "has damaged restart pages".into())?;
+        require(in_use == NONE || in_use < clients, damaged)?;
         Ok(Restart { lsn: le64(area, 0), clean: in_use == NONE || le16(area, 14) & CLEAN != 0 })
     }
 }

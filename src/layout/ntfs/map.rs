@@ -150,6 +150,6 @@ impl<D: ReadAt> VolumeMap for NtfsMap<D> {
     }
 
     fn findings(&self) -> Vec<String> {
-        self.doubts.findings("part of $Bitmap")
+        self.doubts.findings("bitmap part")
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::runs::{Run, decode};
-use super::{Step, require};
+use super::{Step, Stop, require};
 use crate::layout::field::{bytes, has, le16, le32, le64};
 use crate::unit::to_usize;
 
@@ -205,9 +205,9 @@ impl Stream {
 }
 
 /// Says of what a reason is.
-pub(super) fn named(stop: crate::layout::Stop, what: &str) -> crate::layout::Stop {
+pub(super) fn named(stop: Stop, what: &str) -> Stop {
     match stop {
-        crate::layout::Stop::Whole(why) => format!("{what} {why}").into(),
+        Stop::Whole(why) => format!("{what} {why}").into(),
         failed => failed,
     }
 }
