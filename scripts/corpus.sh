@@ -185,7 +185,7 @@ if wanted guest; then
   mke2fs -q -t ext2 -b 1024 -N 48 -U 33333333-3333-4333-8333-333333333333 -d tree img; seed guest good-ext2 img
   for i in $(seq 60); do echo "# $i" > "tree/etc/a-file-with-a-long-name-so-that-the-folder-has-an-index-$i"; done
   rm -f img; truncate -s 8M img
-  mke2fs -q -t ext4 -b 1024 -N 160 -O inline_data,dir_index -J size=1 -U 33333333-3333-4333-8333-333333333333 -E hash_seed=33333333-3333-4333-8333-333333333333,nodiscard -d tree img
+  mke2fs -q -t ext4 -b 1024 -N 160 -O dir_index -J size=1 -U 33333333-3333-4333-8333-333333333333 -E hash_seed=33333333-3333-4333-8333-333333333333,nodiscard -d tree img
   seed guest good-ext4-journal img
 fi
 

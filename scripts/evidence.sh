@@ -21,5 +21,6 @@ $command 2>&1 | tee "$log" || failed=1
   printf '```\n'
 } > "$out"
 scripts/bench.sh | tee "$log" || failed=1
+printf '\n## Fuzzing\n\nParser by parser in [fuzzing.md](fuzzing.md).\n' >> "$out"
 { printf '\n## Benchmark\n\n`scripts/bench.sh`\n\n```\n'; cat "$log"; printf '```\n'; } >> "$out"
 exit "$failed"

@@ -248,9 +248,7 @@ fn as_raw(image: &Path, format: &str) -> PathBuf {
 }
 
 /// Cuts the power of a guest `cuts` times, each with a disk of its own, and judges the copies haul makes.
-fn cut_power(guest: &Guest, kind: &Kind, cuts: usize, longest: u64) {
-    let seed = seed();
-    let mut random = Random(seed);
+fn cut_power(guest: &Guest, kind: &Kind, cuts: usize, longest: u64, random: &mut Random) {
     let mut tally = Tally::default();
     let initramfs = guest.initramfs(kind);
     for cut in 0..cuts {
@@ -267,7 +265,7 @@ fn cut_power(guest: &Guest, kind: &Kind, cuts: usize, longest: u64) {
         let work = random.next();
         let after = 20 + random.below(longest);
         let delay = Duration::from_micros(random.below(60_000));
-        let name = format!("{} cut {cut} of HAUL_SEED={seed}, {from} to {to}, step {after}", kind.name);
+        let name = format!("{} cut {cut}, {from} to {to}, after step {after} of {work}", kind.name);
         let machine = Machine::start(&guest.kernel, &initramfs, kind.name, (&disk, from), work);
         let steps = machine.cut(after, delay);
 
@@ -311,21 +309,23 @@ fn cut_power(guest: &Guest, kind: &Kind, cuts: usize, longest: u64) {
         kind.name
     );
     assert!(logs > 0, "nothing was under way");
+    // XFS is copied whole while its log is to be replayed.
+    assert!(maps == cuts || kind.name == "xfs", "only {maps} of {cuts} were mapped");
 }
 
 #[test]
 fn a_power_cut_loses_no_fsynced_file() {
-    let guest = Guest::new();
+    let (guest, mut random) = (Guest::new(), Random(seed()));
     for kind in [EXT4, XFS, BTRFS] {
-        cut_power(&guest, &kind, 1, 60);
+        cut_power(&guest, &kind, 1, 60, &mut random);
     }
 }
 
 #[test]
 #[ignore = "long: 36 power cuts"]
 fn many_power_cuts_lose_no_fsynced_file() {
-    let guest = Guest::new();
+    let (guest, mut random) = (Guest::new(), Random(seed()));
     for kind in [EXT4, XFS, BTRFS] {
-        cut_power(&guest, &kind, 12, 500);
+        cut_power(&guest, &kind, 12, 500, &mut random);
     }
 }

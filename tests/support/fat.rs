@@ -84,6 +84,8 @@ pub fn put(image: &Path, at: u64, bytes: &[u8]) {
 /// Where the parts of a volume are.
 pub struct Sites {
     pub heap: Extent,
+    /// Where the first allocation table begins.
+    pub table: u64,
     /// Everything that says where something is.
     pub metadata: Vec<Range<u64>>,
     /// The allocation bitmap of an exFAT.

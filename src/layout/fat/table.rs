@@ -189,3 +189,71 @@ impl<D: ReadAt> Allocation for Table<D> {
         Ok(words)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::io::WriteAt;
+    use crate::io::fake::MemoryDisk;
+
+    const STARTS: [u64; 2] = [512, 65_536];
+
+    /// Both copies of a table with the entries given, bit by bit, from cluster 2 on.
+    fn table(kind: Kind, copies: [&[u32]; 2]) -> Table<MemoryDisk> {
+        let disk = MemoryDisk::sparse(1 << 20);
+        for (start, entries) in STARTS.into_iter().zip(copies) {
+            let mut bytes = vec![0_u8; (entries.len() + 2) * 4];
+            for (n, entry) in (2..).zip(entries) {
+                for bit in (0..kind.bits()).filter(|bit| entry >> bit & 1 != 0) {
+                    let place = n * kind.bits() + bit;
+                    bytes[to_usize(place / 8)] |= 1 << (place % 8);
+                }
+            }
+            disk.write_at(&bytes, start).unwrap();
+        }
+        let heap = Heap { start: 1 << 19, cluster: 512, count: copies[0].len() as u64 };
+        Table { disk, kind, heap, starts: STARTS.to_vec() }
+    }
+
+    proptest! {
+        #[test]
+        fn a_cluster_is_used_when_any_copy_says_so(
+            entries in prop::collection::vec((0..4_u8, 0..4_u8), 64..400),
+            kind in prop::sample::select(vec![Kind::Fat12, Kind::Fat16, Kind::Fat32]),
+        ) {
+            let entry = |kind: Kind, choice: u8| [0, 2, kind.bad(), kind.mask()][usize::from(choice)];
+            let first: Vec<u32> = entries.iter().map(|(choice, _)| entry(kind, *choice)).collect();
+            let second: Vec<u32> = entries.iter().map(|(_, choice)| entry(kind, *choice)).collect();
+            let table = table(kind, [&first, &second]);
+            for start in [0, 64] {
+                let words = table.used(Extent::new(start, entries.len() as u64)).unwrap();
+                let found = entries.iter().skip(to_usize(start)).zip(0..).all(|(choices, bit)| {
+                    let used = words[to_usize(bit / 64)] >> (bit % 64) & 1 != 0;
+                    used == (*choices != (0, 0))
+                });
+                prop_assert!(found, "{kind:?} from {start}");
+                let set: u32 = words.iter().map(|word| word.count_ones()).sum();
+                let skipped = entries.iter().skip(to_usize(start)).filter(|choices| **choices != (0, 0));
+                prop_assert_eq!(set as usize, skipped.count());
+            }
+        }
+    }
+
+    #[test]
+    fn a_chain_is_followed_to_its_end_or_to_nowhere() {
+        for kind in [Kind::Fat12, Kind::Fat16, Kind::Fat32, Kind::Exfat] {
+            // Cluster 2 leads to 3, 4, back to 7, and there it ends; 5 leads to itself, 6 to a free one, 8 behind the end.
+            let entries = [3, 4, 7, 5, 9, kind.mask(), 10, 0];
+            let table = table(kind, [&entries, &entries]);
+            let runs = vec![Extent::new(0, 3), Extent::at(5, 1)];
+            assert_eq!(table.chain(2, 4).unwrap(), (runs.clone(), true), "{kind:?}");
+            assert_eq!(table.chain(2, 3).unwrap(), (runs[..1].to_vec(), false), "{kind:?}");
+            assert_eq!(table.chain(5, 100).unwrap().0.len(), 100, "{kind:?}");
+            for first in [0, 1, 6, 8, 10] {
+                assert!(table.chain(first, 100).is_err(), "{kind:?} from {first}");
+            }
+        }
+    }
+}

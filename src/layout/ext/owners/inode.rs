@@ -1,8 +1,7 @@
 //! Inodes and the blocks that are theirs: extent trees, indirect blocks, attribute blocks, and what is kept in the
 //! inode itself (Documentation/filesystems/ext4: inodes.rst, ifork.rst, attributes.rst).
 
-use super::super::groups::{Fs, Overlay};
-use super::{Part, Step, Stop};
+use super::{Fs, Overlay, Part, Step, Stop};
 use crate::io::ReadAt;
 use crate::layout::field::{bytes, has, le16, le32};
 use crate::unit::Extent;

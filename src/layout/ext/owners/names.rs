@@ -5,12 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::inode::{Inode, Maps};
 use super::tables::Tables;
-use super::{Notes, Part, Step, Stop};
+use super::{Fs, Notes, Overlay, Part, Step, Stop};
 use crate::io::ReadAt;
 use crate::layout::field::{le16, le32};
 use crate::unit::Extent;
-
-use super::super::groups::{Fs, Overlay};
 
 /// The root directory's inode.
 pub(super) const ROOT: u32 = 2;

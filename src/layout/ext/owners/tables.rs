@@ -1,8 +1,7 @@
 //! The inode tables: where each group's is, how much of it was ever used, and a walk over it.
 
-use super::super::groups::{Fs, Overlay};
 use super::inode::Inode;
-use super::{Notes, Step, Stop};
+use super::{Fs, Notes, Overlay, Step, Stop};
 use crate::io::ReadAt;
 use crate::layout::field::le16;
 use crate::unit::{Extent, to_usize};
