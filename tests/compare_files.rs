@@ -12,6 +12,8 @@
 
 #[path = "support/allocations.rs"]
 mod allocations;
+#[path = "support/bounds.rs"]
+mod bounds;
 #[path = "support/damage.rs"]
 mod damage;
 #[path = "support/images.rs"]
@@ -557,7 +559,7 @@ fn a_thousand_damaged_file_systems_are_named_or_not_in_bounded_time_and_memory()
             damage::Sample { image, areas, seal: |_| {} }
         })
         .collect();
-    damage::run_through(&samples, 1000, 64 << 20, owners_in);
+    damage::run_through("ext4, whose owners are asked for,", &samples, 1000, 64 << 20, owners_in);
 }
 
 /// Puts bytes over those of a file system.

@@ -11,8 +11,8 @@ mod allocations;
 mod bodies;
 #[path = "fuzz/coverage.rs"]
 mod coverage;
-#[path = "support/damage.rs"]
-mod damage;
+#[path = "support/bounds.rs"]
+mod bounds;
 #[path = "fuzz/differential.rs"]
 mod differential;
 #[path = "support/images.rs"]

@@ -4,10 +4,17 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     reason = "a test: a failure is the finding"
 )]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test files")]
 
+#[path = "support/allocations.rs"]
+mod allocations;
+#[path = "support/bounds.rs"]
+mod bounds;
+#[path = "support/damaged_map.rs"]
+mod damaged_map;
 #[path = "support/maps.rs"]
 mod maps;
 mod support;
@@ -17,11 +24,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use bounds::Bounds;
+use damaged_map::{Damaged, changed, survives, survives_damage, written};
 use haul::io::DiskFile;
 use haul::io::fake::FaultyDisk;
 use haul::layout::{self, Content, PartitionType, TableKind, Usage};
 use haul::unit::{Extent, ExtentMap, MIB};
-use maps::{masked_copy, open, rest, survives_damage, used, whole_because, written};
+use maps::{masked_copy, open, rest, used, whole_because};
 use support::{LoopDevice, LoopMount, Random, age, copy_image, empty_image, run, text, try_run};
 
 /// The free bytes of an ext image by dumpe2fs's lists.
@@ -358,11 +367,13 @@ fn journals_written_by_debugfs_are_replayed() {
     }
 }
 
-#[test]
-fn damaged_disks_neither_break_haul_nor_lose_checksummed_blocks() {
+/// Damage of `rounds` file systems with and without checksums, clean and with a dirty journal, and of as many tables of
+/// partitions.
+fn damage(rounds: u64) {
     let dir = tempfile::tempdir().unwrap();
     let (image, copy) = (dir.path().join("fs"), dir.path().join("copy"));
     let mut random = Random::new(2024);
+    let mut bounds = Bounds::default();
     let mut dirty = Vec::new();
     for command in ["mkfs.ext4 -b 1024 -O metadata_csum", "mkfs.ext3 -b 1024"] {
         mkfs(&image, 12, command);
@@ -377,16 +388,18 @@ fn damaged_disks_neither_break_haul_nor_lose_checksummed_blocks() {
         let clean = Arc::new(fs::read(&image).unwrap());
         let places = written(&clean);
         let checked = command.contains("metadata_csum").then(|| used(&open(&image), clean.len() as u64));
-        for _ in 0..250 {
-            survives_damage(&clean, &places, checked.as_ref(), &mut random);
+        for _ in 0..rounds * 3 / 10 {
+            survives_damage(&mut bounds, &clean, &places, checked.as_ref(), &mut random);
         }
     }
-    for (disk, rounds) in dirty.iter().zip([250, 100]) {
+    for (disk, rounds) in dirty.iter().zip([rounds * 3 / 10, rounds / 10]) {
         let places = written(disk);
         for _ in 0..rounds {
-            survives_damage(disk, &places, None, &mut random);
+            survives_damage(&mut bounds, disk, &places, None, &mut random);
         }
     }
+    bounds.print("damaged ext3 and ext4 file systems");
+    let mut bounds = Bounds::default();
     let mbr = "label: dos\nsize=14MiB, type=83\nsize=8MiB, type=5\nstart=16MiB, size=2MiB\nstart=20MiB, size=2MiB\n";
     for script in [mbr, "label: gpt\nsize=14MiB\nsize=8MiB\n"] {
         empty_image(&image, 26 * MIB);
@@ -397,10 +410,50 @@ fn damaged_disks_neither_break_haul_nor_lose_checksummed_blocks() {
         let places = written(&disk);
         disk[start as usize..][..dirty[0].len()].copy_from_slice(&dirty[0]);
         let disk = Arc::new(disk);
-        for _ in 0..75 {
-            survives_damage(&disk, &places, None, &mut random);
+        for _ in 0..rounds / 2 {
+            survives_damage(&mut bounds, &disk, &places, None, &mut random);
         }
     }
+    bounds.print("damaged tables of partitions");
+}
+
+#[test]
+fn damaged_disks_neither_break_haul_nor_lose_checksummed_blocks() {
+    damage(200);
+}
+
+#[test]
+#[ignore = "long: 2,000 damaged disks"]
+fn thousands_of_damages_neither_break_haul_nor_lose_checksummed_blocks() {
+    damage(1000);
+}
+
+/// A swap area has no checksums; whatever is damaged, its first page is copied.
+#[test]
+fn a_thousand_damaged_swap_areas_keep_their_headers() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("swap");
+    let (mut random, mut bounds) = (Random::new(2027), Bounds::default());
+    let mut seen = 0;
+    for page in [4096_u64, 65_536] {
+        empty_image(&image, 2 * MIB);
+        run("mkswap", &["-q", "-p", &page.to_string(), text(&image)]);
+        let disk = Arc::new(fs::read(&image).unwrap());
+        // The version, the length and the number of bad pages, or where a signature of any size of page is.
+        let places = [1024..1036, 4086..4096, 8182..8192, 16_374..16_384, 32_758..32_768, 65_526..65_536];
+        let header: ExtentMap = [Extent::new(0, 4096)].into_iter().collect();
+        for _ in 0..500 {
+            let mut damaged = Damaged::new(&disk, &[0], &mut random);
+            for _ in 0..1 + random.below(12) {
+                let place = places[[0, random.below(6)][random.below(2) as usize] as usize].clone();
+                let at = place.start + random.below(place.end - place.start);
+                damaged.changes.insert(at, changed(disk[at as usize], &mut random));
+            }
+            seen += u64::from(survives(&mut bounds, damaged, Some(&header)).1);
+        }
+    }
+    bounds.print(&format!("damaged swap areas, of which {seen} were seen as such by the map"));
+    assert!(seen > 200, "the damage misses its mark");
 }
 
 #[test]

@@ -9,6 +9,12 @@
 )]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test files")]
 
+#[path = "support/allocations.rs"]
+mod allocations;
+#[path = "support/bounds.rs"]
+mod bounds;
+#[path = "support/damaged_map.rs"]
+mod damaged_map;
 #[path = "support/maps.rs"]
 mod maps;
 mod support;
@@ -18,11 +24,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use bounds::Bounds;
+use damaged_map::{survives_damage, written};
 use haul::io::DiskFile;
 use haul::io::fake::FaultyDisk;
 use haul::layout::{self, Content, Usage};
 use haul::unit::{Extent, ExtentMap, MIB};
-use maps::{masked_copy, open, rest, survives_damage, tree, used, whole_because, written};
+use maps::{masked_copy, open, rest, tree, used, whole_because};
 use support::{LoopDevice, LoopMount, Random, age, copy_image, empty_image, run, text, try_run};
 
 /// Makes a file system by mkfs.btrfs's arguments in an image of `mib` MiB and a bit.
@@ -651,6 +659,7 @@ fn damage(rounds: u64) {
     let dir = tempfile::tempdir().unwrap();
     let (image, dirty) = (dir.path().join("fs"), dir.path().join("dirty"));
     let mut random = Random::new(2026);
+    let mut bounds = Bounds::default();
     let (mut seen, mut total) = (0, 0);
     for args in ["-m single", "-m dup", "--mixed"] {
         mkfs(&image, 140, &format!("{args} -n 4096"));
@@ -684,12 +693,13 @@ fn damage(rounds: u64) {
             let places = [of(vec![superblock]), of(blocks.collect()), written(&disk)];
             for i in 0..rounds / 6 {
                 let places = &places[[0, 1, 1, 1, 2][i as usize % 5]];
-                seen += u64::from(survives_damage(&disk, places, Some(&judge.used), &mut random));
+                seen +=
+                    u64::from(survives_damage(&mut bounds, &disk, places, Some(&judge.used), &mut random));
                 total += 1;
             }
         }
     }
-    println!("figure: btrfs: {total} damaged file systems, {seen} seen as such by the map");
+    bounds.print(&format!("damaged btrfs file systems, of which {seen} were seen as such by the map"));
     assert!(seen > total / 5, "only {seen} of {total} are seen");
 }
 

@@ -9,6 +9,12 @@
 )]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test files")]
 
+#[path = "support/allocations.rs"]
+mod allocations;
+#[path = "support/bounds.rs"]
+mod bounds;
+#[path = "support/damaged_map.rs"]
+mod damaged_map;
 #[path = "support/fat.rs"]
 mod fat;
 #[path = "support/maps.rs"]
@@ -21,12 +27,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bounds::Bounds;
+use damaged_map::{Damaged, survives};
 use fat::{Pair, Sites, assert_mapped, boot_sector, changes, files, in_parallel, partclone_judge, put};
 use haul::io::DiskFile;
 use haul::io::fake::FaultyDisk;
 use haul::layout::{self, Content, Usage};
 use haul::unit::{Extent, ExtentMap, MIB};
-use maps::{Damaged, masked_copy, whole_because};
+use maps::{masked_copy, whole_because};
 use support::{LoopDevice, Random, age, copy_image, empty_image, run, text, try_run};
 
 /// Makes an exFAT by mkfs.exfat's arguments in an image of `mib` MiB and a bit.
@@ -187,13 +195,13 @@ fn damage_exfat(rounds: u64, judged: u64) {
     let mut before = assert_mapped("exfat", &image);
     before.remove(Extent::new(sites.heap.end, u64::MAX));
     let disk = Arc::new(fs::read(&image).unwrap());
-    let (mut seen, mut compared) = (0, 0);
+    let (mut seen, mut compared, mut bounds) = (0, 0, Bounds::default());
     for i in 0..rounds {
         let in_bitmap = i % 4 == 0;
         let places = if in_bitmap { vec![sites.bitmap.clone()] } else { sites.metadata.clone() };
         let changes = changes(&disk, &places, &mut random);
-        let damaged = || Damaged { disk: Arc::clone(&disk), changes: changes.clone() };
-        let (used, whole) = maps::survives(damaged(), (!in_bitmap).then_some(&before));
+        let damaged = || Damaged { disk: Arc::clone(&disk), size: disk.len(), changes: changes.clone() };
+        let (used, whole) = survives(&mut bounds, damaged(), (!in_bitmap).then_some(&before));
         seen += u64::from(whole);
         if whole || compared >= judged {
             continue;
@@ -205,7 +213,9 @@ fn damage_exfat(rounds: u64, judged: u64) {
         let [one, other] = pair.ask(&["fsck.exfat", "-n"]);
         assert!(in_bitmap || one == other, "{changes:?}: {one:?} and {other:?}");
     }
-    println!("figure: exfat: {rounds} damaged file systems, {seen} seen as such, {compared} read by others");
+    bounds.print(&format!(
+        "damaged exFAT file systems, of which the map saw {seen} and others read {compared}"
+    ));
     assert!(seen > rounds / 10 && compared >= judged.min(rounds / 10), "{seen} of {rounds} are seen");
 }
 

@@ -9,6 +9,12 @@
 )]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test files")]
 
+#[path = "support/allocations.rs"]
+mod allocations;
+#[path = "support/bounds.rs"]
+mod bounds;
+#[path = "support/damaged_map.rs"]
+mod damaged_map;
 #[path = "support/fat.rs"]
 mod fat;
 #[path = "support/maps.rs"]
@@ -20,11 +26,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bounds::Bounds;
+use damaged_map::{Damaged, survives};
 use fat::{Pair, Sites, assert_mapped, boot_sector, changes, files, in_parallel, partclone_judge, put};
 use haul::io::DiskFile;
 use haul::layout::{self, Content, Usage};
 use haul::unit::{Extent, ExtentMap, MIB};
-use maps::{Damaged, masked_copy, open, rest, used, whole_because};
+use maps::{masked_copy, open, rest, used, whole_because};
 use support::{Random, copy_image, empty_image, run, text, try_run};
 
 /// Makes a FAT by mkfs.fat's arguments in an image of `kib` KiB and a bit.
@@ -439,11 +447,11 @@ fn damage_fat(rounds: u64, judged: u64) {
         let mut before = assert_mapped(name, &image);
         before.remove(Extent::new(sites.heap.end, u64::MAX));
         let disk = Arc::new(fs::read(&image).unwrap());
-        let (mut seen, mut compared) = (0, 0);
+        let (mut seen, mut compared, mut bounds) = (0, 0, Bounds::default());
         for _ in 0..rounds {
             let changes = changes(&disk, &sites.metadata, &mut random);
-            let damaged = || Damaged { disk: Arc::clone(&disk), changes: changes.clone() };
-            let (_, whole) = maps::survives(damaged(), Some(&before));
+            let damaged = || Damaged { disk: Arc::clone(&disk), size: disk.len(), changes: changes.clone() };
+            let (_, whole) = survives(&mut bounds, damaged(), Some(&before));
             seen += u64::from(whole);
             if whole || compared >= judged {
                 continue;
@@ -460,9 +468,9 @@ fn damage_fat(rounds: u64, judged: u64) {
                 );
             }
         }
-        println!(
-            "figure: {name}: {rounds} damaged file systems, {seen} seen as such, {compared} read by others"
-        );
+        bounds.print(&format!(
+            "damaged {name} file systems, of which the map saw {seen} and others read {compared}"
+        ));
         assert!(
             seen > rounds / 10 && compared >= judged.min(rounds / 10),
             "{name}: {seen} of {rounds} are seen"

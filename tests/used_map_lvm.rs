@@ -9,6 +9,10 @@
 )]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test files")]
 
+#[path = "support/allocations.rs"]
+mod allocations;
+#[path = "support/bounds.rs"]
+mod bounds;
 #[path = "used_map_lvm/damage.rs"]
 mod damage;
 #[path = "support/lvm.rs"]

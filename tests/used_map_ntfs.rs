@@ -9,6 +9,12 @@
 )]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test files")]
 
+#[path = "support/allocations.rs"]
+mod allocations;
+#[path = "support/bounds.rs"]
+mod bounds;
+#[path = "support/damaged_map.rs"]
+mod damaged_map;
 #[path = "support/maps.rs"]
 mod maps;
 mod support;
@@ -18,11 +24,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bounds::Bounds;
+use damaged_map::{survives_damage, written};
 use haul::io::DiskFile;
 use haul::io::fake::FaultyDisk;
 use haul::layout::{self, Content, Usage};
 use haul::unit::{Extent, ExtentMap, GIB, MIB, TIB};
-use maps::{masked_copy, open, rest, survives_damage, tree, used, whole_because, written};
+use maps::{masked_copy, open, rest, tree, used, whole_because};
 use support::{Random, age, copy_image, empty_image, run, text, try_run};
 use tempfile::TempDir;
 
@@ -642,6 +650,7 @@ fn damage(rounds: u64) {
     let mut random = Random::new(2025);
     let mut seen = 0;
     let mut total = 0;
+    let mut bounds = Bounds::default();
     for (args, sleeps) in
         [("-c 512", false), ("-c 4096", false), ("-c 4096", true), ("-s 4096 -c 4096", false)]
     {
@@ -679,12 +688,12 @@ fn damage(rounds: u64) {
                 2 => (&records, Some(&before)),
                 _ => (&bits, None),
             };
-            seen += u64::from(survives_damage(&disk, places, before, &mut random));
+            seen += u64::from(survives_damage(&mut bounds, &disk, places, before, &mut random));
             total += 1;
         }
     }
     assert!(seen > total / 10, "only {seen} of {total} are seen");
-    println!("figure: NTFS: {total} damaged file systems, {seen} seen as such by the map");
+    bounds.print(&format!("damaged NTFS file systems, of which the map saw {seen}"));
 }
 
 #[test]

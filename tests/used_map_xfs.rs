@@ -9,6 +9,12 @@
 )]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of test files")]
 
+#[path = "support/allocations.rs"]
+mod allocations;
+#[path = "support/bounds.rs"]
+mod bounds;
+#[path = "support/damaged_map.rs"]
+mod damaged_map;
 #[path = "support/maps.rs"]
 mod maps;
 mod support;
@@ -19,11 +25,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use bounds::Bounds;
+use damaged_map::{survives_damage, written};
 use haul::io::DiskFile;
 use haul::io::fake::FaultyDisk;
 use haul::layout::{self, Content, Usage, UsedMap};
 use haul::unit::{Extent, ExtentMap, MIB};
-use maps::{masked_copy, open, rest, survives_damage, tree, used, whole_because, written};
+use maps::{masked_copy, open, rest, tree, used, whole_because};
 use support::{LoopMount, Random, age, copy_image, empty_image, run, text, try_run};
 
 /// Makes a file system by mkfs.xfs's arguments in an image of `mib` MiB and a bit.
@@ -481,6 +489,7 @@ fn damage(rounds: u64) {
     let dir = tempfile::tempdir().unwrap();
     let (image, dirty) = (dir.path().join("fs"), dir.path().join("dirty"));
     let mut random = Random::new(2025);
+    let mut bounds = Bounds::default();
     let mut seen = 0;
     let mut total = 0;
     for args in
@@ -508,7 +517,7 @@ fn damage(rounds: u64) {
                 let disk = Arc::new(fs::read(&dirty).unwrap());
                 let places = written(&disk);
                 for _ in 0..rounds / 4 {
-                    survives_damage(&disk, &places, Some(&before), &mut random);
+                    survives_damage(&mut bounds, &disk, &places, Some(&before), &mut random);
                 }
             }
         }
@@ -526,12 +535,13 @@ fn damage(rounds: u64) {
             // The log of a file system that was never mounted is one short record, right behind the headers.
             let logged = if logged.is_empty() { &headers } else { &logged };
             let places = [&headers, logged, &headers, &places][i as usize % 4];
-            seen += u64::from(survives_damage(&disk, places, before.as_ref(), &mut random));
+            seen += u64::from(survives_damage(&mut bounds, &disk, places, before.as_ref(), &mut random));
             total += 1;
         }
     }
     assert!(seen > total / 10, "only {seen} of {total} are seen");
-    println!("figure: XFS: {total} damaged file systems, {seen} seen as such by the map");
+    bounds
+        .print(&format!("damaged XFS file systems, of which {seen} of {total} were seen as such by the map"));
 }
 
 #[test]

@@ -6,6 +6,8 @@
 mod allocations;
 #[path = "fuzz_bodies/mod.rs"]
 mod bodies;
+#[path = "support/bounds.rs"]
+mod bounds;
 #[path = "support/damage.rs"]
 mod damage;
 #[path = "support/images.rs"]
@@ -14,6 +16,7 @@ mod images;
 use bodies::input::View;
 use bodies::seal;
 use bodies::vhd::fuzz_vhd;
+use bounds::{Bounds, processor_time};
 use damage::{Sample, run_through};
 use images::{Bench, arg, run};
 
@@ -48,11 +51,26 @@ fn samples() -> Vec<Sample> {
 
 #[test]
 fn a_few_damaged_images_are_errors_or_disks() {
-    run_through(&samples(), 120, LIMIT, |image| fuzz_vhd(image).opened());
+    run_through("VHD", &samples(), 120, LIMIT, |image| fuzz_vhd(image).opened());
 }
 
 #[test]
 #[ignore = "long: scripts/test.sh --long"]
 fn a_thousand_damaged_images_are_errors_or_disks() {
-    run_through(&samples(), 1000, LIMIT, |image| fuzz_vhd(image).opened());
+    run_through("VHD", &samples(), 1000, LIMIT, |image| fuzz_vhd(image).opened());
+}
+
+/// What the bounds of all tests of damage rest on.
+#[test]
+fn an_input_that_breaks_a_bound_is_seen() {
+    let seen = |work: fn() -> usize| {
+        std::panic::catch_unwind(|| Bounds::default().hold("planted", 0, 1 << 20, work)).is_err()
+    };
+    assert!(!seen(|| std::hint::black_box(vec![1u8; 1 << 10]).len()));
+    assert!(seen(|| std::hint::black_box(vec![1u8; 2 << 20]).len()));
+    assert!(seen(|| panic!("planted")));
+    assert!(seen(|| {
+        let start = processor_time();
+        (0..).find(|_| processor_time() - start > 2_000_000_000).unwrap()
+    }));
 }

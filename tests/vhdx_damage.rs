@@ -6,6 +6,8 @@
 mod allocations;
 #[path = "fuzz_bodies/mod.rs"]
 mod bodies;
+#[path = "support/bounds.rs"]
+mod bounds;
 #[path = "support/damage.rs"]
 mod damage;
 #[path = "support/images.rs"]
@@ -54,11 +56,11 @@ fn samples() -> Vec<Sample> {
 
 #[test]
 fn a_few_damaged_images_are_errors_or_disks() {
-    run_through(&samples(), 120, LIMIT, |image| fuzz_vhdx(image).opened());
+    run_through("VHDX", &samples(), 120, LIMIT, |image| fuzz_vhdx(image).opened());
 }
 
 #[test]
 #[ignore = "long: scripts/test.sh --long"]
 fn a_thousand_damaged_images_are_errors_or_disks() {
-    run_through(&samples(), 1000, LIMIT, |image| fuzz_vhdx(image).opened());
+    run_through("VHDX", &samples(), 1000, LIMIT, |image| fuzz_vhdx(image).opened());
 }

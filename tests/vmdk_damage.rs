@@ -6,12 +6,15 @@
 mod allocations;
 #[path = "fuzz_bodies/mod.rs"]
 mod bodies;
+#[path = "support/bounds.rs"]
+mod bounds;
 #[path = "support/images.rs"]
 mod images;
 
 use std::sync::Arc;
 
 use bodies::vmdk::fuzz_vmdk;
+use bounds::Bounds;
 use haul::image::vmdk::Reader;
 use haul::image::vmdk::header::{Header, MAX_TABLES, flag};
 use haul::image::vmdk::writer::StreamOptimized;
@@ -186,7 +189,7 @@ fn damaged_images_are_errors_or_disks(count: usize) {
             sample.name
         );
     }
-    let mut most = 0;
+    let mut bounds = Bounds::default();
     let mut outcomes = [0usize; 3];
     for i in 0..count {
         let sample = &samples[i % samples.len()];
@@ -197,20 +200,16 @@ fn damaged_images_are_errors_or_disks(count: usize) {
         } else {
             damage(&mut image, &sample.areas, &mut random);
         }
-        let outcome = std::panic::catch_unwind(|| allocations::watched(|| fuzz_vmdk(&image, &extent).both()));
         let name = format!("damage {i} of HAUL_SEED={seed}, {}", sample.name);
-        let (outcome, peak) = outcome.unwrap_or_else(|_| panic!("{name}"));
         // The files themselves are in memory, in pages.
-        let held = peak.saturating_sub((image.len() + extent.len()) / 64 * 65);
-        assert!(held <= MOST_HELD, "{name} holds {held} bytes");
-        most = most.max(held);
+        let own = (image.len() + extent.len()) / 64 * 65;
+        let outcome = bounds.hold(&name, own, MOST_HELD, || fuzz_vmdk(&image, &extent).both());
         outcomes[usize::from(outcome.0) + usize::from(outcome.1)] += 1;
     }
     let [refused, broken, fine] = outcomes;
-    println!(
-        "{refused} refused at open, {broken} while reading, {fine} readable; at most {} KiB",
-        most >> 10
-    );
+    bounds.print(&format!(
+        "damaged VMDK images, of which {refused} did not open and {broken} broke while they were read"
+    ));
     assert!(
         refused > count / 10 && broken > count / 50 && fine > count / 10,
         "{outcomes:?}: the damage misses its mark"

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use super::allocations;
 use super::bodies::input::View;
 use super::bodies::{Body, Outcome};
+use super::bounds::processor_time;
 use super::coverage::Coverage;
-use super::damage::processor_time;
 use super::images::Random;
 use super::mutate;
 

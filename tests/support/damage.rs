@@ -1,18 +1,7 @@
 //! Thousands of damaged images: each an error or a disk, in bounded time and memory.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
-
-use super::allocations;
+use super::bounds::Bounds;
 use super::images::{Random, seed};
-
-/// Nanoseconds of the processor that any one image may take: what is meant is that none hangs.
-const LONGEST: u64 = 2_000_000_000;
-
-/// Nanoseconds this thread was on a processor.
-pub fn processor_time() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    text.split(' ').next().unwrap().parse().unwrap()
-}
 
 /// An image, and where in it damage matters: starts and lengths.
 pub struct Sample {
@@ -75,31 +64,22 @@ fn damage(sample: &Sample, random: &mut Random) -> Vec<u8> {
     image
 }
 
-/// Gives `count` damaged images made of `samples` to `fuzz`, which says whether it opened one. None may panic, take
-/// longer than two seconds of the processor, or hold more than `limit` bytes at once beyond its own.
-pub fn run_through(samples: &[Sample], count: usize, limit: usize, fuzz: fn(&[u8]) -> bool) {
+/// Gives `count` damaged images made of `samples`, which are `what`, to `fuzz`, which says whether it opened one. None
+/// may panic, take longer than two seconds of the processor, or hold more than `limit` bytes at once beyond its own.
+pub fn run_through(what: &str, samples: &[Sample], count: usize, limit: usize, fuzz: fn(&[u8]) -> bool) {
     let seed = seed();
     let mut random = Random(seed);
     for (i, sample) in samples.iter().enumerate() {
         assert!(fuzz(&sample.image), "sample {i} is undamaged");
     }
-    let (mut opened, mut slowest, mut largest) = (0, 0, 0);
+    let (mut opened, mut bounds) = (0, Bounds::default());
     for i in 0..count {
         let sample = &samples[i % samples.len()];
         let image = damage(sample, &mut random);
         let name = format!("damage {i} of HAUL_SEED={seed}, sample {}", i % samples.len());
-        let start = processor_time();
-        let outcome = std::panic::catch_unwind(|| allocations::watched(|| fuzz(&image)));
-        let took = processor_time() - start;
-        let (fine, peak) = outcome.unwrap_or_else(|_| panic!("{name} panicked"));
-        let beyond = peak.saturating_sub(image.len());
-        assert!(took < LONGEST, "{name} took {took} ns");
-        assert!(beyond <= limit, "{name} held {beyond} bytes");
-        opened += usize::from(fine);
-        slowest = slowest.max(took);
-        largest = largest.max(beyond);
+        opened += usize::from(bounds.hold(&name, image.len(), limit, || fuzz(&image)));
     }
-    println!("{opened} of {count} opened; at most {} ms and {} KiB", slowest / 1_000_000, largest >> 10);
+    bounds.print(&format!("damaged {what} images, of which {opened} opened"));
     assert!(
         opened > count / 10 && opened < count * 9 / 10,
         "{opened} of {count}: the damage misses its mark"

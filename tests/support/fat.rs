@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use haul::layout::Usage;
 use haul::unit::{Extent, ExtentMap};
 
-use crate::maps::{Damaged, masked_copy, open, used};
+use crate::damaged_map::Damaged;
+use crate::maps::{masked_copy, open, used};
 use crate::support::{Random, run, text, try_run};
 
 /// What partclone would copy of an image.

@@ -9,6 +9,7 @@ use haul::io::{ReadAt, WriteAt};
 use haul::layout::{self, Usage};
 use haul::unit::{Extent, MIB};
 
+use crate::bounds::{Bounds, MOST_HELD};
 use crate::lvm::{AREA, Lvm, TEXT, crc, physical_volume, seal};
 use crate::support::{Random, empty_image};
 use crate::{VISIBLE, len, linear, lv, unused};
@@ -302,6 +303,7 @@ fn survive_damage(rounds: u64, seed: u64) {
     let sound = physical_volume(PV_UUID, SMALL, DATA, &text);
     let before = unused(&layout::used_map(Arc::new(small_disk(&text))).unwrap(), SMALL);
     let places = [512..640, AREA..AREA + 96, TEXT..TEXT + text.len()];
+    let mut bounds = Bounds::default();
     for round in 0..rounds {
         let mut pv = sound.clone();
         for _ in 0..1 + random.below(4) {
@@ -328,16 +330,19 @@ fn survive_damage(rounds: u64, seed: u64) {
         let disk = MemoryDisk::sparse(size);
         disk.write_at(&pv[..pv.len().min(size as usize)], 0).unwrap();
         let disk = Arc::new(FaultyDisk::new(disk, Vec::new()));
-        let map = layout::used_map(Arc::clone(&disk) as Arc<dyn ReadAt>)
-            .unwrap_or_else(|error| panic!("{round}: {error}"));
-        let after = unused(&map, size);
+        let after = bounds.hold(&format!("damage {round} of {seed}"), 0, MOST_HELD, || {
+            let map = layout::used_map(Arc::clone(&disk) as Arc<dyn ReadAt>);
+            let after = unused(&map.unwrap_or_else(|error| panic!("{error}")), size);
+            layout::logical_volumes(&(Arc::clone(&disk) as Arc<dyn ReadAt>)).ok();
+            after
+        });
         assert!(disk.bytes_read() < 8 * MIB, "{round}: {} bytes read", disk.bytes_read());
         assert!(
             mended || after.iter().all(|run| before.covers(run)),
             "{round}: used bytes are lost: {after:?}"
         );
-        layout::logical_volumes(&(Arc::clone(&disk) as Arc<dyn ReadAt>)).ok();
     }
+    bounds.print("damaged physical volumes of LVM");
 }
 
 #[test]
