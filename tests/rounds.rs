@@ -340,6 +340,11 @@ mod objects {
                 let sent = copied.received() - sent;
                 let most = granules(&before, &fs::read(&disk).unwrap(), format == "vpc");
                 assert!(sent <= most, "{format} {round}: {sent} bytes sent, {most} at most");
+                println!(
+                    "figure: {format}: {sent} bytes sent of {} for {}",
+                    before.len(),
+                    updated["changed"]
+                );
                 let asked = copied.cloud.store.requests();
                 assert!(asked.iter().any(|asked| asked.operation == "UploadPartCopy"));
                 copied.prove();
@@ -461,6 +466,26 @@ mod objects {
         done(&["fix", &url]);
         done(&["import", "--name", "thirty-rounds", "--poll", "1", &url]);
         assert_eq!(cloud.images(), 1);
+    }
+
+    #[cfg(feature = "fault-points")]
+    #[test]
+    fn a_round_killed_before_its_switch_leaves_an_object_alone_that_took_its_place() {
+        for (then, error) in [(&["--resume"][..], "round.replaced"), (&[], "round.other")] {
+            let copied = Copied::with(RAW, &contents(32 << 20, seed()));
+            let file = File::options().write(true).open(copied.dir.path().join("disk.raw")).unwrap();
+            file.write_all_at(b"changed", 20 << 20).unwrap();
+            let update =
+                [&["convert", "--all-blocks", "--update", "disk.raw", &copied.url][..], then].concat();
+            // The manifest is the round's, the object not yet.
+            let out = copied.command(&update).env("HAUL_FAULT", "complete:4").output().unwrap();
+            assert_eq!(out.status.signal(), Some(9));
+            let other = vec![7; 32 << 20];
+            fs::write(copied.dir.path().join("other"), &other).unwrap();
+            copied.done(&["upload", "other", &copied.url]);
+            assert_eq!(failure(&copied.command(&update).output().unwrap()), error);
+            assert!(fs::read(download(&copied)).unwrap() == other);
+        }
     }
 
     #[cfg(feature = "fault-points")]

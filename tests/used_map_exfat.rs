@@ -25,7 +25,6 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bounds::Bounds;
 use damaged_map::{Damaged, survives};
@@ -35,7 +34,7 @@ use haul::io::fake::FaultyDisk;
 use haul::layout::{self, Content, Usage};
 use haul::unit::{Extent, ExtentMap, MIB};
 use maps::{masked_copy, whole_because};
-use support::{LoopDevice, Random, age, copy_image, empty_image, run, text, try_run};
+use support::{LoopDevice, Random, age, copy_image, empty_image, run, text, try_run, unmount};
 
 /// Makes an exFAT by mkfs.exfat's arguments in an image of `mib` MiB and a bit.
 fn mkfs_exfat(image: &Path, mib: u64, args: &str) {
@@ -64,16 +63,7 @@ impl FuseMount {
 
 impl Drop for FuseMount {
     fn drop(&mut self) {
-        let Some(dir) = self.dir.take() else { return };
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while try_run("umount", &[text(dir.path())]).0 != 0 {
-            if Instant::now() > deadline {
-                try_run("umount", &["-l", text(dir.path())]);
-                let kept = dir.keep();
-                assert!(std::thread::panicking(), "cannot unmount {}", kept.display());
-                return;
-            }
-        }
+        self.dir.take().into_iter().for_each(unmount);
     }
 }
 
@@ -179,7 +169,13 @@ fn exfat_sites(image: &Path) -> Sites {
         root..root + 128,
         root..root + 512,
     ];
-    Sites { heap, table, metadata, bitmap: bitmap..bitmap + field("Bitmap size") }
+    Sites {
+        heap,
+        table,
+        table_len: field("FAT Length") * sector,
+        metadata,
+        bitmap: bitmap..bitmap + field("Bitmap size"),
+    }
 }
 
 /// The same for exFAT; where the bitmap is damaged, it is still the bitmap that counts.

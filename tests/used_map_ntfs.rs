@@ -31,7 +31,7 @@ use haul::io::fake::FaultyDisk;
 use haul::layout::{self, Content, Usage};
 use haul::unit::{Extent, ExtentMap, GIB, MIB, TIB};
 use maps::{masked_copy, open, rest, tree, used, whole_because};
-use support::{Random, age, copy_image, empty_image, run, text, try_run};
+use support::{Random, age, copy_image, empty_image, run, text, try_run, unmount};
 use tempfile::TempDir;
 
 /// Makes a file system by mkntfs's arguments in an image of `size` bytes.
@@ -58,13 +58,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let Some(dir) = self.0.take() else { return };
         // Waits until ntfs-3g has written everything and is gone.
-        let (code, _, err) = try_run("umount", &[text(dir.path())]);
-        if code != 0 {
-            let kept = dir.keep();
-            assert!(std::thread::panicking(), "umount {}: {err}", kept.display());
-        }
+        self.0.take().into_iter().for_each(unmount);
     }
 }
 

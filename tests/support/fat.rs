@@ -85,8 +85,9 @@ pub fn put(image: &Path, at: u64, bytes: &[u8]) {
 /// Where the parts of a volume are.
 pub struct Sites {
     pub heap: Extent,
-    /// Where the first allocation table begins.
+    /// Where the first allocation table begins, and its length.
     pub table: u64,
+    pub table_len: u64,
     /// Everything that says where something is.
     pub metadata: Vec<Range<u64>>,
     /// The allocation bitmap of an exFAT.

@@ -75,21 +75,25 @@ impl LoopMount {
 
 impl Drop for LoopMount {
     fn drop(&mut self) {
-        let Some(dir) = self.dir.take() else { return };
-        // A process another test is just starting may hold a file open between fork and exec: try for a while.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let (code, _, err) = try_run("umount", &[text(dir.path())]);
-            if code == 0 {
-                return;
-            }
-            if Instant::now() > deadline {
-                // Let it go as soon as it can, and never remove files under a mount.
-                try_run("umount", &["-l", text(dir.path())]);
-                let kept = dir.keep();
-                assert!(std::thread::panicking(), "umount {}: {err}", kept.display());
-                return;
-            }
+        self.dir.take().into_iter().for_each(unmount);
+    }
+}
+
+/// Unmounts what is mounted on a folder, and removes the folder.
+pub fn unmount(dir: TempDir) {
+    // A process another test is just starting may hold a file open between fork and exec: try for a while.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (code, _, err) = try_run("umount", &[text(dir.path())]);
+        if code == 0 {
+            return;
+        }
+        if Instant::now() > deadline {
+            // Let it go as soon as it can, and never remove files under a mount.
+            try_run("umount", &["-l", text(dir.path())]);
+            let kept = dir.keep();
+            assert!(std::thread::panicking(), "umount {}: {err}", kept.display());
+            return;
         }
     }
 }

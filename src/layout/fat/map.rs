@@ -58,10 +58,14 @@ pub(super) struct ClusterMap<A> {
 }
 
 impl<A: Allocation> ClusterMap<A> {
+    /// Of whose clusters `used` are in use.
+    pub fn new(heap: Heap, allocation: A, used: u64) -> Self {
+        ClusterMap { heap, allocation, used, batches: Batches::default(), doubts: Doubts::default() }
+    }
+
     /// Reads all of what tells which clusters are in use once, to count them; it stops where that contradicts itself.
     pub fn open(heap: Heap, allocation: A) -> Step<Self> {
-        let mut map =
-            ClusterMap { heap, allocation, used: 0, batches: Batches::default(), doubts: Doubts::default() };
+        let mut map = ClusterMap::new(heap, allocation, 0);
         for number in 0..heap.count.div_ceil(BATCH) {
             let words = map.allocation.used(map.extent(number))?;
             map.used += words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();

@@ -33,7 +33,8 @@ pub(in crate::layout) fn open<D: ReadAt>(disk: D) -> Step<impl VolumeMap> {
     let (directory, whole) = read(&table, &bpb, MAX)?;
     require(whole, || "its root directory is too long".into())?;
     let mut listed = listed(&table, &directory)?;
-    let map = ClusterMap::open(bpb.heap(), table)?;
+    let used = table.check_links()?;
+    let map = ClusterMap::new(bpb.heap(), table, used);
     map.require_used(&mut listed, "a file")?;
     Ok(map)
 }

@@ -10,6 +10,8 @@ use crate::unit::{Extent, to_usize};
 
 /// Entries read at once while a chain is followed.
 const WINDOW: u64 = 1024;
+/// Entries read at once otherwise.
+const AT_ONCE: u64 = 1 << 18;
 /// Most pieces a chain may be in.
 const MAX_RUNS: usize = 1 << 16;
 
@@ -172,22 +174,54 @@ impl<D: ReadAt> Table<D> {
 impl<D: ReadAt> Allocation for Table<D> {
     fn used(&self, clusters: Extent) -> Step<Vec<u64>> {
         let mut words = vec![0_u64; to_usize(clusters.len().div_ceil(64))];
-        let entries = clusters.shifted(2);
         let end = self.heap.count + 2;
+        self.each(clusters, |place, entry| {
+            let leads = entry == 0 || (2..end).contains(&entry.into()) || entry >= self.kind.bad();
+            require(leads, || strange(place, entry, "is no cluster"))?;
+            let bit = place - clusters.start;
+            if let Some(word) = words.get_mut(to_usize(bit / 64)) {
+                *word |= u64::from(entry != 0) << (bit % 64);
+            }
+            Ok(())
+        })?;
+        Ok(words)
+    }
+}
+
+impl<D: ReadAt> Table<D> {
+    /// Stops where a chain leads to a free cluster. Returns how many are used. Takes a bit for each cluster meanwhile: at
+    /// most 32 MiB.
+    pub fn check_links(&self) -> Step<u64> {
+        let clusters = Extent::new(0, self.heap.count);
+        let words = self.used(clusters)?;
+        self.each(clusters, |place, entry| {
+            let next = u64::from(entry).checked_sub(2).filter(|next| *next < clusters.end);
+            let free =
+                |next: u64| words.get(to_usize(next / 64)).is_none_or(|word| word >> (next % 64) & 1 == 0);
+            require(!next.is_some_and(free), || strange(place, entry, "is free"))
+        })?;
+        Ok(words.iter().map(|word| u64::from(word.count_ones())).sum())
+    }
+
+    /// Gives `visit` each of `clusters` with its entry, for one copy after the other.
+    fn each(&self, clusters: Extent, mut visit: impl FnMut(u64, u32) -> Step<()>) -> Step<()> {
+        let entries = clusters.shifted(2);
         for start in &self.starts {
-            let raw = self.read(*start, entries)?;
-            let mut numbers = entries.start..entries.end;
-            for word in &mut words {
-                for (bit, n) in numbers.by_ref().take(64).enumerate() {
-                    let entry = self.entry(&raw, entries.start, n);
-                    let leads = entry == 0 || (2..end).contains(&entry.into()) || entry >= self.kind.bad();
-                    require(leads, || format!("cluster {n}'s entry is {entry:#x}, which is no cluster"))?;
-                    *word |= u64::from(entry != 0) << bit;
+            for first in (entries.start..entries.end).step_by(to_usize(AT_ONCE)) {
+                let part = Extent::at(first, AT_ONCE).intersect(entries);
+                let raw = self.read(*start, part)?;
+                for n in part.start..part.end {
+                    visit(n - 2, self.entry(&raw, first, n))?;
                 }
             }
         }
-        Ok(words)
+        Ok(())
     }
+}
+
+/// Why cluster `place` makes its table doubtful.
+fn strange(place: u64, entry: u32, why: &str) -> String {
+    format!("cluster {}'s entry is {entry:#x}, which {why}", place + 2)
 }
 
 #[cfg(test)]
