@@ -149,7 +149,7 @@ fn lvm(view: &mut View<'_>, start: u64) {
         // After the one data area and its end.
         let areas: Vec<u64> = (0..2).map(|i| view.le64(header + 72 + i * 16)).collect();
         for area in areas.into_iter().map(|area| start.saturating_add(area)) {
-            if !view.has(area + 4, b" LVM2 x[5A%r0N*>") {
+            if !view.has(area.saturating_add(4), b" LVM2 x[5A%r0N*>") {
                 continue;
             }
             let (offset, size) = (view.le64(area + 40), view.le64(area + 48));
