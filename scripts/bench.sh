@@ -95,6 +95,8 @@ for disk in "${disks[@]}"; do
     once "$dir/h.log" "$haul" -q convert -O raw "$dir/$disk.raw" null:
   done
   awk -v q="$(field q 1)" -v h="$(field h 1)" 'BEGIN {printf "null: nbdcopy %.2f s, haul %.2f s, %.2f times as long\n", q, h, h/q}'
-  for _ in 1 2 3; do "$haul" inspect --json "$dir/$disk.raw"; done | grep -o '"used_map_ms": *[0-9.]*' | tail -1 | awk '{print "used map: " $2 " ms warm"}'
+  rm -f "$dir"/*.log
+  for _ in 1 2 3; do once "$dir/h.log" "$haul" -q convert --dry-run -O raw "$dir/$disk.raw" null:; done
+  echo "used map: $(field h 1) s with the start and end of the process that reads it"
 done
 rm -f "$dir"/*.log "$dir/time" "$dir/err"
