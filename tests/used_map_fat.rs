@@ -263,6 +263,13 @@ fn a_fat_that_contradicts_itself_is_copied_whole() {
         ("link behind the end", fat16, table + 200, &[0xf0, 0xfe], "cluster 100's entry is 0xfef0"),
         ("link to no cluster", fat16, second + 200, &[1, 0], "cluster 100's entry is 0x1"),
         (
+            "link to a free cluster",
+            fat16,
+            table + 200,
+            &[0, 1],
+            "cluster 100's entry is 0x100, which is free",
+        ),
+        (
             "partitions",
             fat16,
             446,
