@@ -148,6 +148,21 @@ if wanted layout; then
   new 64M; mkfs.xfs -q -f -m uuid=$uuid -d agcount=2 --unsupported -l size=6m img; seed layout good-xfs img
   new 110M; mkfs.btrfs -q -f -U $uuid -m single -n 4096 --rootdir tree img; seed layout good-btrfs img
   new 40M; mkfs.btrfs -q -f -U $uuid -M -n 4096 img; seed layout good-btrfs-mixed img
+  # As a crash leaves them: a file made, another one deleted, and the image taken from under the mount.
+  crashed() { # NAME
+    mkdir -p mnt; mount -o loop img mnt
+    echo one > mnt/one; echo two > mnt/two; sync -f mnt; rm mnt/one; echo three > mnt/three; sync mnt/three
+    cp --sparse=always img taken; umount mnt; mv taken img
+    if [ "$1" = broken-xfs-crashed ]; then
+      # The kernel stamps 2 MiB of the log when it mounts: the first 64 KiB of them are enough.
+      read -r logstart agblklog agblocks < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks' img | awk '{print $3}' | xargs)
+      fallocate -p -o $((((logstart >> agblklog) * agblocks + (logstart & ((1 << agblklog) - 1))) * 4096 + 65536)) -l $((5 << 20)) img
+    fi
+    seed layout "$1" img
+  }
+  new 8M; mke2fs -q -t ext4 -b 1024 -N 32 -U $uuid -E hash_seed=$uuid,nodiscard -J size=1 img; crashed good-ext4-crashed
+  new 64M; mkfs.xfs -q -f -m uuid=$uuid -d agcount=2 --unsupported -l size=6m img 2>/dev/null; crashed broken-xfs-crashed
+  new 110M; mkfs.btrfs -q -f -U $uuid -m single -n 4096 img; crashed good-btrfs-crashed
   new 1M; mkswap -q -U $uuid img; seed layout good-swap img
   lvm_on() { # DEVICE: a group with two volumes
     local c="devices { dir=\"/dev\" scan=\"/dev\" use_devicesfile=0 hints=\"none\" filter=[\"a|^$1\$|\",\"r|.*|\"] obtain_device_list_from_udev=0 external_device_info_source=\"none\" } activation { udev_sync=0 udev_rules=0 monitoring=0 } global { activation=0 use_lvmpolld=0 use_lvmlockd=0 } backup { backup=0 archive=0 }"
@@ -201,6 +216,10 @@ if wanted initramfs; then
   lz4 -lqc cpio | put good-lz4
   { cat cpio; head -c 512 /dev/zero; zstd -qc cpio; } | put good-microcode
   head -c 300 cpio | put refused-cut-off
+fi
+
+if wanted console; then
+  for log in "$corpus"/../data/console/*; do plain console "good-$(basename "$log" .log)" "$log"; done
 fi
 
 if wanted guest-files; then
@@ -342,9 +361,15 @@ GRUB_CMDLINE_LINUX="root=/dev/sda1 net.ifnames=0 biosdevname=0"
 F
   printf '=== /etc/os-release\nID=fedora\n=== /etc/fstab\nUUID=x / btrfs subvol=root 0 0\n' > "$corpus/guest-files/good-fedora"
 fi
-if wanted manifest; then
+if wanted manifest || wanted qcow2-round; then
   haul=${HAUL:-$(cargo build -q --manifest-path "$corpus/../../Cargo.toml" --message-format json | jq -r 'select(.executable) | .executable')}
   disk
+  for compress in none zlib zstd; do
+    "$haul" -q convert --force --compress $compress disk d.qcow2; seed qcow2-round good-$compress d.qcow2
+    [ $compress = zlib ] || continue
+    cp disk disk2; printf 'a round later' | dd of=disk2 conv=notrunc status=none bs=1 seek=700000
+    "$haul" -q convert --update disk2 d.qcow2; seed qcow2-round good-updated d.qcow2
+  done
   "$haul" -q convert --force disk d.qcow2; plain manifest good-qcow2 d.qcow2.manifest
   "$haul" -q convert --force -O raw disk d.raw; plain manifest good-raw d.raw.manifest
   truncate -s 100M disk; head -c 200000 /dev/zero | tr '\0' x | dd of=disk conv=notrunc status=none seek=40000

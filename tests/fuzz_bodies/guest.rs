@@ -1,7 +1,8 @@
-//! Bytes as the disk, the files and the initramfs of a guest.
+//! Bytes as the disk, the files, the initramfs and the serial console of a guest.
 
 use std::sync::Arc;
 
+use haul::boot::{Console, Expect, Verdict};
 use haul::error::{Error, Kind};
 use haul::guest::disk::{BootMode, FileSystem};
 use haul::guest::tree::{TextVolume, Tree};
@@ -95,4 +96,24 @@ pub fn fuzz_initramfs(bytes: &[u8]) -> Outcome {
             judge(error)
         }
     }
+}
+
+/// Takes `bytes` as what a guest says on its console: how its boot went does not depend on how they come in.
+pub fn fuzz_console(bytes: &[u8]) -> Outcome {
+    let judge = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut console = Console::new(Expect::UserSpace);
+        let verdict = pieces.fold(None, |verdict, piece| verdict.or(console.feed(piece)));
+        (verdict, console.last_line().to_owned(), console.pause())
+    };
+    let whole = judge(&mut std::iter::once(bytes));
+    assert!(whole == judge(&mut bytes.chunks(1)), "it is told otherwise byte by byte");
+    let (verdict, last, pause) = whole;
+    for shown in verdict.iter().chain(&pause).map(|verdict| &verdict.evidence).chain([&last]) {
+        assert!(!shown.contains(char::is_control), "{shown:?}");
+        assert!(shown.len() <= 3 * 3 * 4096, "{} bytes are shown", shown.len());
+    }
+    let marker = Console::new(Expect::Marker("HAUL-BEACON".into())).feed(bytes);
+    let state =
+        |verdict: &Option<_>| verdict.as_ref().map_or("none", |verdict: &Verdict| verdict.state.name());
+    Outcome::Fine(format!("{} {} {}", state(&verdict), state(&pause), state(&marker)))
 }

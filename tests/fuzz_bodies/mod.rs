@@ -80,6 +80,7 @@ fn unsealed(_: &mut View<'_>) {}
 /// Every parser of bytes that others wrote.
 pub const BODIES: &[Body] = &[
     Body { name: "qcow2", run: qcow2::fuzz_qcow2, seal: unsealed, held: 64 << 20 },
+    Body { name: "qcow2-round", run: qcow2::fuzz_round, seal: unsealed, held: 96 << 20 },
     Body { name: "vhd", run: vhd::fuzz_vhd, seal: seal::vhd, held: 24 << 20 },
     Body { name: "vhdx", run: vhdx::fuzz_vhdx, seal: seal::vhdx, held: 24 << 20 },
     Body { name: "vmdk", run: vmdk::fuzz_image, seal: unsealed, held: 24 << 20 },
@@ -89,6 +90,7 @@ pub const BODIES: &[Body] = &[
     Body { name: "guest", run: guest::fuzz_guest, seal: seal::layout, held: 64 << 20 },
     Body { name: "guest-files", run: guest::fuzz_files, seal: unsealed, held: 64 << 20 },
     Body { name: "initramfs", run: guest::fuzz_initramfs, seal: unsealed, held: 192 << 20 },
+    Body { name: "console", run: guest::fuzz_console, seal: unsealed, held: 1 << 20 },
     Body { name: "manifest", run: manifest::fuzz_manifest, seal: seal::manifest, held: 32 << 20 },
     Body { name: "journal", run: manifest::fuzz_journal, seal: seal::journal, held: 32 << 20 },
     Body { name: "nbd-client", run: nbd::fuzz_client, seal: unsealed, held: 64 << 20 },
