@@ -762,6 +762,20 @@ mod tests {
         }
     }
 
+    /// A store's smallest part must hold for what is left of a run when a whole part was cut off it.
+    #[test]
+    fn a_run_longer_than_a_part_has_no_short_end() {
+        // Parts of such an object are of 46 MiB, which is no whole number of granules.
+        let bench = Bench::new(false, 400 << 30);
+        let mut disk = vec![0; 96 << 20];
+        bench.lay_out(&disk, None).unwrap().publish().unwrap();
+        let changed = fill(&mut disk, &[(16 << 20, 48 << 20, 7)]);
+        let sealed = bench.lay_out(&disk, Some(&bench.touched(&changed, 96 << 20))).unwrap();
+        assert_eq!(bench.parts(), [8, 8, 32, 16, 32].map(|mib| mib << 20));
+        sealed.publish().unwrap();
+        assert!(bench.object() == disk);
+    }
+
     fn object_and_change() -> (Bench, Vec<u8>, ExtentMap) {
         let bench = Bench::new(false, 64 << 20);
         let mut disk = vec![0; 64 << 20];
