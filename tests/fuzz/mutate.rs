@@ -4,7 +4,7 @@ use super::bodies::input::{HEAD, MAGIC, PAGE, is_packed};
 use super::images::Random;
 
 /// Longest input, in bytes.
-pub const LONGEST: usize = 160 << 10;
+pub const LONGEST: usize = 400 << 10;
 
 /// Makes an input out of one of `corpus`, the newer ones more often.
 pub fn next(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {

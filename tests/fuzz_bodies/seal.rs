@@ -103,7 +103,22 @@ pub fn layout(view: &mut View<'_>) {
 }
 
 /// What else lies in partitions and has checksums: given the start of one.
-const MORE: &[fn(&mut View<'_>, u64)] = &[];
+const MORE: &[fn(&mut View<'_>, u64)] = &[exfat];
+
+/// The boot region of an exFAT and its backup: the sum of eleven sectors fills the twelfth.
+fn exfat(view: &mut View<'_>, start: u64) {
+    if !view.has(start + 3, b"EXFAT   ") {
+        return;
+    }
+    let sector = 1usize << view.get(start + 108, 1)[0].clamp(9, 12);
+    for region in [start, start + 12 * sector as u64] {
+        // Flags, and percentage used, may change without it.
+        let bytes = view.get(region, 11 * sector);
+        let summed = bytes.iter().enumerate().filter(|(at, _)| ![106, 107, 112].contains(at));
+        let sum = summed.fold(0_u32, |sum, (_, byte)| sum.rotate_right(1).wrapping_add(u32::from(*byte)));
+        view.put(region + 11 * sector as u64, &sum.to_le_bytes().repeat(sector / 4));
+    }
+}
 
 /// Header and array of a GPT, and its copy; where its first partitions begin.
 fn gpt(view: &mut View<'_>, unit: u64) -> Vec<u64> {
