@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{AlignedBuf, is_zero};
+use super::{AlignedBuf, PoolBuf, is_zero};
 use crate::error::Result;
 use crate::unit::{Digest, Extent, KIB, MIB, to_usize};
 
@@ -42,12 +42,13 @@ impl Geometry {
 /// A batch as read: the bytes of the source, with everything unused zero.
 pub struct RawBatch {
     extent: Extent,
-    buf: AlignedBuf,
+    buf: PoolBuf,
 }
 
 impl RawBatch {
     /// `buf` holds the bytes of `extent`, and zeroes after them up to its own end.
-    pub fn new(extent: Extent, buf: AlignedBuf) -> Self {
+    pub fn new(extent: Extent, buf: impl Into<PoolBuf>) -> Self {
+        let buf = buf.into();
         debug_assert!(extent.len() <= buf.len() as u64);
         RawBatch { extent, buf }
     }
@@ -82,7 +83,7 @@ impl RawBatch {
 /// A batch whose every chunk has its digest.
 pub struct HashedBatch {
     extent: Extent,
-    buf: AlignedBuf,
+    buf: PoolBuf,
     digests: Vec<Option<Digest>>,
     before: Option<Vec<Option<Digest>>>,
 }
@@ -98,14 +99,16 @@ impl HashedBatch {
         &self.buf
     }
 
-    /// The same batch as it will be written. `packed`, where given, holds the cells' bytes instead of the batch's
-    /// own buffer, which is returned for another use.
-    pub fn packed(self, cells: Vec<Cell>, packed: Option<AlignedBuf>) -> (PackedBatch, Option<AlignedBuf>) {
-        let (buf, spare) = match packed {
-            Some(packed) => (packed, Some(self.buf)),
-            None => (self.buf, None),
-        };
-        (PackedBatch { extent: self.extent, digests: self.digests, before: self.before, cells, buf }, spare)
+    /// The same batch as it will be written, its cells in the buffer they were read into.
+    pub fn packed(self, cells: Vec<Cell>) -> PackedBatch {
+        let HashedBatch { extent, buf, digests, before } = self;
+        PackedBatch { extent, digests, before, cells, buf }
+    }
+
+    /// The same batch as it will be written, its cells in `packed`, which has the batch's own memory afterwards.
+    pub fn repacked(mut self, cells: Vec<Cell>, packed: &mut AlignedBuf) -> PackedBatch {
+        self.buf.swap(packed);
+        self.packed(cells)
     }
 }
 
@@ -131,7 +134,7 @@ pub struct PackedBatch {
     /// What is stored, in the order of the disk; places not named read as zeroes.
     pub cells: Vec<Cell>,
     /// The stored bytes, where each cell's position follows from the format.
-    pub buf: AlignedBuf,
+    pub buf: PoolBuf,
 }
 
 /// Turns hashed batches into packed ones for one image format. Each worker thread has its own.

@@ -2,9 +2,13 @@
 //! where the file system allows, so that a copy neither evicts nor dirties pages it did not bring in.
 
 use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::buffer::{ALIGN, AlignedBuf};
 use super::{ReadAt, WriteAt, check_range};
@@ -259,6 +263,51 @@ impl OutFile {
     /// Returns once the bytes written before, but not all of the file's metadata, are on stable storage.
     pub fn sync_data(&self) -> Result<()> {
         self.buffered.sync_data().map_err(|error| write_error(&self.path, "sync", error))
+    }
+
+    /// Makes the file reach to the end of `extent`, with room on the disk for it, if the file system can. Several writes
+    /// at once to such room go to the disk side by side; to a file that grows with them (ext4) or to a hole, in turn.
+    /// Nothing depends on it: where there is no room, the write that needs it fails.
+    pub fn reserve(&self, extent: Extent) {
+        if self.direct.is_some() {
+            self.fallocate(FallocateFlags::empty(), extent);
+        }
+    }
+
+    /// Makes a hole of room that was reserved and not written. It reads as zeroes either way.
+    pub fn punch(&self, extent: Extent) {
+        self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, extent);
+    }
+
+    fn fallocate(&self, flags: FallocateFlags, extent: Extent) {
+        if let (Ok(start), Ok(len)) = (extent.start.try_into(), extent.len().try_into()) {
+            let _ = fallocate(&self.buffered, flags, start, len);
+        }
+    }
+
+    /// Writes `pieces` one behind the other, at `offset`.
+    pub fn write_pieces(&self, pieces: &[Bytes], offset: u64) -> Result<()> {
+        let mut skip = self.write_gathered(pieces, offset).unwrap_or(0);
+        // What one call did not write, for whatever reason: piece by piece, with the error of the piece.
+        let mut at = offset;
+        for piece in pieces {
+            let done = skip.min(piece.len());
+            skip -= done;
+            if done < piece.len() {
+                self.write_at(&piece[done..], at + done as u64)?;
+            }
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes several pieces with one call, as far as it gets.
+    fn write_gathered(&self, pieces: &[Bytes], offset: u64) -> Option<usize> {
+        let direct = self.direct.as_ref().filter(|_| pieces.len() > 1)?;
+        let whole_pages = |piece: &Bytes| aligned(piece.as_ptr() as usize, piece.len(), offset);
+        let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let at = offset.try_into().ok().filter(|_| pieces.iter().all(whole_pages))?;
+        nix::sys::uio::pwritev(direct, &slices, at).ok()
     }
 
     fn write_fully(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {

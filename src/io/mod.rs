@@ -6,6 +6,7 @@ pub mod buffer;
 pub mod fake;
 pub mod file;
 pub mod nbd;
+pub mod pool;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::unit::{Extent, Extents};
 
 pub use buffer::AlignedBuf;
 pub use file::{DiskFile, OutFile};
+pub use pool::{Pool, PoolBuf};
 
 /// A disk, an image's virtual disk, or a part of one, read at any offset from any thread.
 pub trait ReadAt: Send + Sync {

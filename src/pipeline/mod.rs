@@ -1,16 +1,16 @@
 //! Moves a source into a sink: threads read, hash and pack batches side by side, one thread puts them in order.
 //!
-//! Memory is a fixed pool of buffers: a batch needs one before it may be read, and gives it back once it was put.
+//! Memory is a fixed pool of buffers: a batch needs one before it may be read, and gives it back once it was written.
 //! Because a buffer is taken in the order of the disk, the batch everything waits for always has one.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Kind, Result};
-use crate::io::AlignedBuf;
 use crate::io::batch::{Pack, PackedBatch};
+use crate::io::{Pool, PoolBuf};
 use crate::monitor::{Counter, Monitor};
 use crate::sink::Sink;
 use crate::source::BlockSource;
@@ -29,56 +29,19 @@ pub struct Options<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// The buffers that no batch is in. The one given back last goes out first: it is still in the processor's cache.
-struct Pool {
-    /// `None` once the copy has failed and no buffer goes out any more.
-    free: Mutex<Option<Vec<AlignedBuf>>>,
-    given_back: Condvar,
-}
-
-impl Pool {
-    fn new(buffers: usize, length: usize) -> Self {
-        let free = (0..buffers).map(|_| AlignedBuf::new(length)).collect();
-        Pool { free: Mutex::new(Some(free)), given_back: Condvar::new() }
-    }
-
-    /// Waits for a buffer; `None` after [`Pool::close`].
-    fn take(&self) -> Option<AlignedBuf> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(buf) = free.as_mut()?.pop() {
-                return Some(buf);
-            }
-            free = self.given_back.wait(free).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn give_back(&self, buf: AlignedBuf) {
-        if let Some(free) = &mut *self.free.lock().unwrap_or_else(PoisonError::into_inner) {
-            free.push(buf);
-            self.given_back.notify_one();
-        }
-    }
-
-    fn close(&self) {
-        *self.free.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.given_back.notify_all();
-    }
-}
-
 /// Hands out batches in the order of the disk, with a buffer each.
 struct Tasks<'a> {
     source: &'a BlockSource,
     cursor: u64,
     sequence: u64,
-    pool: &'a Pool,
+    pool: &'a Arc<Pool>,
     stop: &'a AtomicBool,
 }
 
 struct Task {
     sequence: u64,
     extent: Extent,
-    buf: AlignedBuf,
+    buf: PoolBuf,
 }
 
 impl Tasks<'_> {
@@ -120,7 +83,7 @@ pub fn run(
             scope.spawn(move || work(tasks, packer, &done, source, monitor));
         }
         drop(done);
-        let put = put_in_order(&packed, &pool, sink, monitor);
+        let put = put_in_order(&packed, sink, monitor);
         pool.close();
         put
     });
@@ -172,22 +135,17 @@ fn work(
     }
 }
 
-/// Puts batches as their turn comes, and gives their buffers back; returns how many it put.
-fn put_in_order(
-    packed: &Receiver<Done>,
-    pool: &Pool,
-    sink: &mut dyn Sink,
-    monitor: &dyn Monitor,
-) -> Result<u64> {
+/// Puts batches as their turn comes; returns how many it put.
+fn put_in_order(packed: &Receiver<Done>, sink: &mut dyn Sink, monitor: &dyn Monitor) -> Result<u64> {
     let mut waiting = BTreeMap::new();
     let mut turn = 0;
     for result in packed {
         let (sequence, batch) = result?;
         waiting.insert(sequence, batch);
         while let Some(batch) = waiting.remove(&turn) {
-            sink.put(&batch)?;
-            monitor.advance(batch.extent.end);
-            pool.give_back(batch.buf);
+            let end = batch.extent.end;
+            sink.put(batch)?;
+            monitor.advance(end);
             turn += 1;
         }
     }

@@ -6,9 +6,12 @@ pub mod object;
 pub mod pipe;
 #[cfg(feature = "net")]
 pub mod touched;
+pub mod writers;
 
 use std::fmt;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::error::{Error, Kind, Result};
 use crate::io::batch::{Encoder, Pack, PackedBatch, Piece};
@@ -20,7 +23,7 @@ pub trait Sink: Send {
     fn packer(&self) -> Result<Box<dyn Pack>>;
 
     /// Takes the next batch. What is safe, and when, the destination tells the journal.
-    fn put(&mut self, batch: &PackedBatch) -> Result<()>;
+    fn put(&mut self, batch: PackedBatch) -> Result<()>;
 
     /// Returns once everything put is safe and on record: before a pause.
     fn settle(&mut self) -> Result<()>;
@@ -63,8 +66,8 @@ impl fmt::Debug for Sealed {
 
 /// Takes the bytes of an image in order; the front, whose room is left out at first, comes last.
 pub trait Destination: Send {
-    /// Takes the next bytes.
-    fn append(&mut self, bytes: &[u8]) -> Result<()>;
+    /// Takes the next bytes. It holds none of them for want of more.
+    fn append(&mut self, bytes: Bytes) -> Result<()>;
 
     /// Takes so many zero bytes.
     fn zeros(&mut self, count: u64) -> Result<()>;
@@ -97,10 +100,10 @@ impl ImageSink {
         ImageSink { encoder, destination, journal }
     }
 
-    fn place(&mut self, pieces: Vec<Piece>, data: &[u8]) -> Result<()> {
+    fn place(&mut self, pieces: Vec<Piece>, data: &Bytes) -> Result<()> {
         pieces.into_iter().try_for_each(|piece| match piece {
-            Piece::Meta(bytes) => self.destination.append(&bytes),
-            Piece::Data(range) => self.destination.append(&data[range]),
+            Piece::Meta(bytes) => self.destination.append(bytes.into()),
+            Piece::Data(range) => self.destination.append(data.slice(range)),
             Piece::Zeros(count) => self.destination.zeros(count),
             Piece::Kept(count) => self.destination.kept(count),
         })
@@ -112,15 +115,13 @@ impl Sink for ImageSink {
         self.encoder.packer()
     }
 
-    fn put(&mut self, batch: &PackedBatch) -> Result<()> {
+    fn put(&mut self, batch: PackedBatch) -> Result<()> {
         let pieces = self.encoder.put(batch.extent, &batch.cells)?;
-        self.place(pieces, &batch.buf)?;
-        if batch.digests.iter().any(Option::is_some) || batch.before.is_some() {
-            self.journal.append(&Record::Batch(BatchRecord::of(
-                batch,
-                self.encoder.position(),
-                self.encoder.cells_matter(),
-            )))?;
+        let record = (batch.digests.iter().any(Option::is_some) || batch.before.is_some())
+            .then(|| BatchRecord::of(&batch, self.encoder.position(), self.encoder.cells_matter()));
+        self.place(pieces, &Bytes::from_owner(batch.buf))?;
+        if let Some(record) = record {
+            self.journal.append(&Record::Batch(record))?;
         }
         self.destination.batch_border()
     }
@@ -131,7 +132,7 @@ impl Sink for ImageSink {
 
     fn finish(mut self: Box<Self>) -> Result<Sealed> {
         let (pieces, front) = self.encoder.finish()?;
-        self.place(pieces, &[])?;
+        self.place(pieces, &Bytes::new())?;
         let sealed = self.destination.finish(front)?;
         self.journal.append(&Record::Sealed { bytes: sealed.bytes, crc64: sealed.crc64 })?;
         self.journal.sync()?;

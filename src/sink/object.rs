@@ -14,6 +14,8 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use bytes::Bytes;
+
 use super::touched::{FIRST_PART, grid};
 use super::{Destination, Sealed};
 use crate::error::{Error, Kind, Result};
@@ -363,7 +365,7 @@ fn read_first(folder: &Path) -> Result<Vec<u8>> {
 }
 
 impl Destination for ObjectImage {
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+    fn append(&mut self, bytes: Bytes) -> Result<()> {
         let pass = to_usize(self.skip.min(bytes.len() as u64));
         self.skip -= pass as u64;
         let bytes = &bytes[pass..];
@@ -384,7 +386,7 @@ impl Destination for ObjectImage {
         while count > 0 {
             let left = self.full().saturating_sub(self.part.len);
             let n = count.min(LONG_ZEROES).min(if left > 0 { left } else { LONG_ZEROES });
-            self.append(&ZEROES[..to_usize(n)])?;
+            self.append(Bytes::from_static(&ZEROES[..to_usize(n)]))?;
             count -= n;
             if long && self.part.len >= self.full() {
                 self.cut()?;
@@ -680,7 +682,7 @@ mod tests {
                 }
                 let mut buf = AlignedBuf::new(to_usize(geometry.batch()));
                 buf[..bytes.len()].copy_from_slice(bytes);
-                sink.put(&packer.pack(RawBatch::new(extent, buf).hash(&geometry))?)?;
+                sink.put(packer.pack(RawBatch::new(extent, buf).hash(&geometry))?)?;
             }
             sink.finish()
         }
@@ -798,7 +800,7 @@ mod tests {
         // The store itself refuses to copy out of another object.
         let context = bench.context(Some(RoundBase { etag: "\"old\"".into(), ..bench.base() }));
         let mut object = Box::new(ObjectImage::begin_round(context, 0).unwrap());
-        object.append(&[5; 8 << 20]).unwrap();
+        object.append(vec![5; 8 << 20].into()).unwrap();
         object.kept(56 << 20).unwrap();
         assert_eq!(object.finish(Vec::new()).unwrap_err().id(), "store.changed");
     }

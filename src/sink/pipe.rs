@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{Destination, Sealed};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::journal::{Journal, Record};
@@ -38,9 +40,9 @@ impl Pipe {
 }
 
 impl Destination for Pipe {
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+    fn append(&mut self, bytes: Bytes) -> Result<()> {
         if let Some(out) = &mut self.out {
-            out.write_all(bytes).map_err(|error| {
+            out.write_all(&bytes).map_err(|error| {
                 Error::new(Kind::Destination, "pipe.write", "cannot write to standard output")
                     .remedy("look at the program that reads it, and begin again")
                     .fact("offset", self.position)
@@ -59,7 +61,7 @@ impl Destination for Pipe {
         let mut left = count;
         while left > 0 {
             let n = left.min(ZEROES.len() as u64);
-            self.append(&ZEROES[..to_usize(n)])?;
+            self.append(Bytes::from_static(&ZEROES[..to_usize(n)]))?;
             left -= n;
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::{Error, Kind, Result};
 use crate::io::batch::{Geometry, HashedBatch, RawBatch};
 use crate::io::buffer::ALIGN;
-use crate::io::{AlignedBuf, DataOf, ReadAt, check_range};
+use crate::io::{DataOf, PoolBuf, ReadAt, check_range};
 use crate::monitor::{Counter, Level, Monitor};
 use crate::unit::extents::{Intersection, Union, collect};
 use crate::unit::{Extent, ExtentMap, Extents, KIB, fault, to_usize};
@@ -113,7 +113,7 @@ impl BlockSource {
     }
 
     /// Reads the batch at `extent` into `buf` and digests it.
-    pub fn read(&self, extent: Extent, mut buf: AlignedBuf, monitor: &dyn Monitor) -> Result<HashedBatch> {
+    pub fn read(&self, extent: Extent, mut buf: PoolBuf, monitor: &dyn Monitor) -> Result<HashedBatch> {
         let geometry = self.geometry();
         let read = self.read_used(extent, &mut buf, monitor)?;
         fault::point("read");
@@ -213,6 +213,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::io::AlignedBuf;
     use crate::io::WriteAt;
     use crate::io::fake::{FaultyDisk, MemoryDisk};
     use crate::monitor::Tally;
@@ -221,7 +222,7 @@ mod tests {
 
     fn batch_of(source: &BlockSource, at: u64) -> HashedBatch {
         let extent = source.geometry().batch_at(at);
-        source.read(extent, AlignedBuf::new(2 << 20), &Tally::default()).unwrap()
+        source.read(extent, AlignedBuf::new(2 << 20).into(), &Tally::default()).unwrap()
     }
 
     proptest! {
@@ -239,7 +240,7 @@ mod tests {
                 let extent = source.geometry().batch_at(at);
                 let mut buf = AlignedBuf::new(2 << 20);
                 if stale { buf.fill(9) }
-                let batch = source.read(extent, buf, &Tally::default()).unwrap();
+                let batch = source.read(extent, buf.into(), &Tally::default()).unwrap();
                 let mut expected = vec![0; 2 << 20];
                 used.within(extent).for_each(|run| expected[range_in(extent, run)].fill(7));
                 prop_assert!(batch.bytes() == expected);
@@ -262,7 +263,8 @@ mod tests {
         assert_eq!(batch.bytes().iter().filter(|byte| **byte == 0).count(), 4096);
 
         let source = BlockSource::new(faulty, whole, OnReadError::Fail);
-        let read = source.read(source.geometry().batch_at(0), AlignedBuf::new(2 << 20), &Tally::default());
+        let read =
+            source.read(source.geometry().batch_at(0), AlignedBuf::new(2 << 20).into(), &Tally::default());
         let error = read.err().unwrap();
         assert_eq!((error.kind(), error.facts()[0].1.as_str()), (Kind::Source, "1048576"));
     }
@@ -277,7 +279,7 @@ mod tests {
         let extents = [Extent::at(65_536, 4096)].into_iter().collect();
         let source =
             BlockSource::new(disk, used, OnReadError::Fail).amended(Amended { disk: fixed, extents });
-        let (batch, _) = batch_of(&source, 0).packed(Vec::new(), None);
+        let batch = batch_of(&source, 0).packed(Vec::new());
         let before = batch.before.unwrap();
         assert_eq!(batch.digests[0], before[0]);
         assert!(batch.digests[1].is_some() && before[1].is_none());

@@ -298,7 +298,7 @@ impl Pack for PlainPacker {
                 compressed: false,
             })
             .collect();
-        Ok(batch.packed(cells, None).0)
+        Ok(batch.packed(cells))
     }
 }
 
@@ -307,22 +307,21 @@ struct CompressingPacker<C> {
     codec: C,
     /// Compressed clusters of the batch at hand, end to end.
     compressed: Vec<u8>,
-    spare: Option<AlignedBuf>,
+    packed: AlignedBuf,
 }
 
 impl<C: Codec> CompressingPacker<C> {
     fn new(codec: C) -> Self {
-        CompressingPacker { codec, compressed: Vec::new(), spare: None }
+        CompressingPacker { codec, compressed: Vec::new(), packed: AlignedBuf::new(0) }
     }
 }
 
 impl<C: Codec> Pack for CompressingPacker<C> {
     fn pack(&mut self, batch: HashedBatch) -> Result<PackedBatch> {
         let capacity = batch.bytes().len();
-        let mut packed = match self.spare.take() {
-            Some(spare) if spare.len() == capacity => spare,
-            _ => AlignedBuf::new(capacity),
-        };
+        if self.packed.len() != capacity {
+            self.packed = AlignedBuf::new(capacity);
+        }
         self.compressed.clear();
         self.compressed.resize(capacity + CLUSTER_BYTES, 0);
         let mut cells = Vec::with_capacity(capacity / CLUSTER_BYTES);
@@ -335,7 +334,7 @@ impl<C: Codec> Pack for CompressingPacker<C> {
                     n
                 }
                 None => {
-                    packed[plain..plain + bytes.len()].copy_from_slice(bytes);
+                    self.packed[plain..plain + bytes.len()].copy_from_slice(bytes);
                     plain += bytes.len();
                     bytes.len()
                 }
@@ -346,9 +345,7 @@ impl<C: Codec> Pack for CompressingPacker<C> {
                 compressed: stored < CLUSTER_BYTES,
             });
         }
-        packed[plain..plain + compressed].copy_from_slice(&self.compressed[..compressed]);
-        let (packed, spare) = batch.packed(cells, Some(packed));
-        self.spare = spare;
-        Ok(packed)
+        self.packed[plain..plain + compressed].copy_from_slice(&self.compressed[..compressed]);
+        Ok(batch.repacked(cells, &mut self.packed))
     }
 }

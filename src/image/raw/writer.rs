@@ -81,6 +81,6 @@ impl Pack for RawPacker {
                 _ => cells.push(Cell { start, stored, compressed: false }),
             }
         }
-        Ok(batch.packed(cells, None).0)
+        Ok(batch.packed(cells))
     }
 }

@@ -230,6 +230,6 @@ impl Pack for Packer {
             Ok(Cell { start, stored: u32::try_from(run.len()).map_err(too_long)?, compressed: false })
         };
         let cells = runs.into_iter().map(cell).collect::<Result<_>>()?;
-        Ok(batch.packed(cells, None).0)
+        Ok(batch.packed(cells))
     }
 }

@@ -247,7 +247,7 @@ struct GrainPacker {
     codec: Compressor,
     /// The most bytes a packed grain takes.
     room: usize,
-    spare: Option<AlignedBuf>,
+    packed: AlignedBuf,
 }
 
 impl GrainPacker {
@@ -256,7 +256,7 @@ impl GrainPacker {
             .map_err(|_| Error::new(Kind::Internal, "vmdk.level", "no such level of compression"))?;
         let mut codec = Compressor::new(level);
         let room = (MARKER_LEN + codec.zlib_compress_bound(GRAIN_BYTES)).next_multiple_of(to_usize(SECTOR));
-        Ok(GrainPacker { codec, room, spare: None })
+        Ok(GrainPacker { codec, room, packed: AlignedBuf::new(0) })
     }
 }
 
@@ -266,14 +266,13 @@ impl Pack for GrainPacker {
         // shorter than the batch's own.
         let count = to_usize(batch.extent().len().div_ceil(GRAIN));
         let least = batch.bytes().len().max(count * self.room);
-        let mut packed = match self.spare.take() {
-            Some(spare) if spare.len() >= least => spare,
-            _ => AlignedBuf::new(least),
-        };
+        if self.packed.len() < least {
+            self.packed = AlignedBuf::new(least);
+        }
         let mut cells = Vec::with_capacity(count);
         let mut end = 0;
         for (start, bytes) in grains(&batch)? {
-            let room = &mut packed[end..end + self.room];
+            let room = &mut self.packed[end..end + self.room];
             let lba = (batch.extent().start + start as u64) / SECTOR;
             let len = self.codec.zlib_compress(bytes, &mut room[MARKER_LEN..]).map_err(|error| {
                 Error::new(Kind::Internal, "vmdk.deflate", "cannot deflate a grain").caused_by(error)
@@ -285,9 +284,7 @@ impl Pack for GrainPacker {
             end += stored;
             cells.push(Cell { start: to_u32(start), stored: to_u32(stored), compressed: true });
         }
-        let (packed, spare) = batch.packed(cells, Some(packed));
-        self.spare = spare;
-        Ok(packed)
+        Ok(batch.repacked(cells, &mut self.packed))
     }
 }
 
@@ -400,7 +397,7 @@ impl Pack for PlainPacker {
                 compressed: false,
             })
             .collect();
-        Ok(batch.packed(cells, None).0)
+        Ok(batch.packed(cells))
     }
 }
 
