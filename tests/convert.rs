@@ -105,6 +105,23 @@ fn every_format_holds_the_same_used_bytes_and_proves_it() {
 }
 
 #[test]
+fn a_vhd_longer_than_its_source_says_where_the_backup_gpt_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, copy) = (dir.path().join("disk.raw"), dir.path().join("disk.vhd"));
+    for (table, size, says) in
+        [("gpt", (16 << 20) + 512, true), ("gpt", 16 << 20, false), ("dos", (16 << 20) + 512, false)]
+    {
+        support::empty_image(&disk, size);
+        let script = format!("printf 'label: {table}\\n2048,2048\\n' | sfdisk -q {}", text(&disk));
+        run("sh", &["-c", &script]);
+        let out = haul(&["convert", "--force", "-O", "vhd", text(&disk), text(&copy)]);
+        assert!(out.status.success());
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(stderr.contains("1048064 bytes longer than the source"), says, "{table} {size}: {stderr}");
+    }
+}
+
+#[test]
 fn every_block_of_a_disk_survives_at_odd_sizes() {
     let dir = tempfile::tempdir().unwrap();
     let seed = seed();

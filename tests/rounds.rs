@@ -142,6 +142,31 @@ fn a_round_killed_anywhere_is_taken_up_or_dropped_and_never_half_there() {
     }
 }
 
+#[cfg(feature = "fault-points")]
+#[test]
+fn a_round_that_can_neither_go_on_nor_be_taken_back_is_neither_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, copy) = (dir.path().join("disk.raw"), dir.path().join("disk.qcow2"));
+    let mut random = Random(seed());
+    fs::write(&disk, contents(24 << 20, seed())).unwrap();
+    done(&["convert", "--all-blocks", text(&disk), text(&copy)]);
+    let update = ["convert", "--all-blocks", "--update", text(&disk), text(&copy)];
+    for (fault, then) in
+        [("complete:2", &["--resume"][..]), ("complete:2", &[]), ("complete:3", &["--resume"])]
+    {
+        change(&disk, &mut random, 30, false);
+        let out = haul(&update).env("HAUL_FAULT", fault).output().unwrap();
+        assert_eq!(out.status.signal(), Some(9), "{fault} was not reached");
+        run("chattr", &["+i", text(&copy)]);
+        assert_eq!(refused(&[&update[..], then].concat()), "io.write");
+        run("chattr", &["-i", text(&copy)]);
+        done(&update);
+        run("qemu-img", &["check", text(&copy)]);
+        run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", text(&disk), text(&copy)]);
+        assert!(left(dir.path()).is_empty(), "{:?}", left(dir.path()));
+    }
+}
+
 #[test]
 fn rounds_refuse_a_copy_they_do_not_know_and_give_way_to_a_whole_copy_when_most_is_dead() {
     let dir = tempfile::tempdir().unwrap();
@@ -395,21 +420,12 @@ mod objects {
         done(&["convert", "--compress", "zlib", &debian(), &url]);
         done(&["fix", &url]);
         done(&["verify", "debian.qcow2.manifest", &url]);
-        done(&["convert", "--all-blocks", &url, "debian.raw"]);
         let lock = File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
         lock.lock().unwrap();
-        let copy = dir.path().join("debian.raw");
         let console = dir.path().join("console.log");
-        super::done(&[
-            "boot",
-            "--console",
-            text(&console),
-            text(&copy),
-            "--expect",
-            "HAUL-BEACON up",
-            "--timeout",
-            "400",
-        ]);
+        // It is read where it is.
+        let expect = ["--expect", "HAUL-BEACON up", "--timeout", "400"];
+        done(&[&["boot", "--console", text(&console), &url], &expect[..]].concat());
     }
 
     /// The disk: Debian on its first 3 GiB, noise on the other five, where every round changes 1 % of 8 GiB.

@@ -364,6 +364,7 @@ fn what_cannot_be_mapped_for_sure_is_copied_whole() {
     assert!(matches!(open(changed.with(|_| ())).volumes()[0].usage, Usage::Mapped { .. }));
     for (name, reason, at, bytes) in [
         ("no signature", "signature", 510, &[0][..]),
+        ("a partition", "also a table of partitions", 446 + 4, &[0x83, 0, 0, 0, 1, 0, 0, 0, 1]),
         ("reserved sectors", "fields of FAT", 14, &[1]),
         ("FATs", "fields of FAT", 16, &[2]),
         ("length of FAT", "fields of FAT", 32, &[0, 1]),

@@ -29,9 +29,9 @@ use crate::image::{Format, Gate};
 use crate::io::atomic::{folder_of, with_suffix};
 use crate::layout;
 use crate::manifest::Hex;
-use crate::monitor::Monitor;
-use crate::unit::Extent;
+use crate::monitor::{Level, Monitor};
 use crate::unit::bytes::human;
+use crate::unit::{Extent, MIB};
 
 /// What to convert, and how.
 pub struct Convert {
@@ -97,6 +97,7 @@ pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>
     let beside = job.beside();
     let target = target(job, stop, monitor)?;
     let mut source = open(job, stop, monitor)?;
+    note_moved_end(job, &source, &**monitor);
     let mut fixes = None;
     // What waits or is fixed lies beside the destination, and goes with this value.
     let work = WorkFolder::beside(&beside, job.resume)?;
@@ -159,6 +160,22 @@ fn open(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>) -> Re
         inconsistent: job.inconsistent,
     };
     Source::open(job.open_source(stop, monitor)?, &options, &**monitor)
+}
+
+/// Says so where rounding the disk up leaves its backup GPT before the last sector.
+fn note_moved_end(job: &Convert, source: &Source, monitor: &dyn Monitor) {
+    let added = source.size().next_multiple_of(MIB) - source.size();
+    let is_gpt = || {
+        let table = layout::read_table(&**source.disk()).ok().flatten();
+        table.is_some_and(|table| table.kind == layout::TableKind::Gpt)
+    };
+    if job.settings.format == Format::Vhd && added > 0 && is_gpt() {
+        let text = format!(
+            "the copy is {added} bytes longer than the source, since clouds want whole MiB of a VHD: its backup GPT is \
+             before the last sector, until `sgdisk -e` in the guest moves it"
+        );
+        monitor.note(Level::Info, &text);
+    }
 }
 
 impl Convert {

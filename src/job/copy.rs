@@ -410,15 +410,9 @@ impl Copy<'_> {
 
     /// Removes what an unfinished copy left; nothing else refers to it.
     pub fn discard(&self) {
-        match (&self.target, &self.base) {
-            // Without its new front the image is the old one; what was appended goes.
-            (Target::File { part, .. }, Some(base)) => {
-                let _ = OutFile::reopen(part).and_then(|file| file.set_len(base.manifest.head.image_bytes));
-            }
-            (Target::File { part, .. }, None) => remove(part),
-            #[cfg(feature = "net")]
-            (Target::Object { .. }, _) => {}
-            (Target::Pipe(_), _) => {}
+        // In a round that is the finished copy itself.
+        if let (Target::File { part, .. }, None) = (&self.target, &self.base) {
+            remove(part);
         }
         self.clear();
     }

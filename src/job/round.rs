@@ -266,10 +266,11 @@ impl<'a> Open<'a> {
             Err(error) => {
                 match error.kind() {
                     Kind::Interrupted | Kind::Network | Kind::Credentials => self.work.keep(),
-                    _ => {
-                        copy.discard();
-                        put_back_manifest(&base, &self.beside)?;
-                    }
+                    // It may have failed after its switch. Where that cannot be told now, the next run finds out.
+                    _ => match settle(self.job, &self.beside, self.stop, self.monitor) {
+                        Ok(()) => copy.clear(),
+                        Err(_) => self.work.keep(),
+                    },
                 }
                 return Err(error);
             }

@@ -2,7 +2,7 @@
 //! specification 2.10, section 5.2, and, for extended partitions, by common practice).
 
 use super::field::le32;
-use super::{Partition, PartitionType, Table, TableKind};
+use super::{Partition, PartitionType, Step, Table, TableKind, require};
 use crate::error::Result;
 use crate::io::{ReadAt, read_array};
 
@@ -38,10 +38,13 @@ pub(super) fn entries(sector: &[u8; 512]) -> Option<[Entry; 4]> {
     plausible.then_some(all)
 }
 
-/// Whether a file system's boot sector lists partitions as well. Programs that make a file system on a whole disk may
-/// put an entry there that begins with the boot sector itself, which is none.
-pub(super) fn has_partitions(sector: &[u8; 512]) -> bool {
-    entries(sector).is_some_and(|entries| entries.iter().any(|entry| entry.is_filled() && entry.start != 0))
+/// Stops when a file system's boot sector lists partitions as well: which of the two is in use cannot be told. Programs
+/// that make a file system on a whole disk may put an entry there that begins with the boot sector itself, which is none.
+pub(super) fn require_no_partitions(sector: &[u8; 512]) -> Step<()> {
+    let is_partition = |entry: &Entry| entry.is_filled() && entry.start != 0;
+    require(!entries(sector).is_some_and(|entries| entries.iter().any(is_partition)), || {
+        "its boot sector is also a table of partitions".into()
+    })
 }
 
 /// Reads the table whose first sector is `sector`; `None` when it is not a table or has no partition.

@@ -4,9 +4,10 @@ use std::ops::RangeInclusive;
 
 use super::map::Heap;
 use super::table::Kind;
-use super::{FatInfo, Step, require, require_no_partitions, serial};
+use super::{FatInfo, Step, require, serial};
 use crate::io::{ReadAt, read_array};
 use crate::layout::field::{bytes, has, le16, le32};
+use crate::layout::mbr::require_no_partitions;
 
 /// Largest cluster, in bytes.
 const MAX_CLUSTER: u64 = 64 << 10;

@@ -2,9 +2,10 @@
 
 use super::map::{Allocation, ClusterMap, Heap};
 use super::table::{Kind, Table};
-use super::{ExfatInfo, Step, entries, require, require_no_partitions, serial};
+use super::{ExfatInfo, Step, entries, require, serial};
 use crate::io::{ReadAt, is_zero, read_array, read_vec};
 use crate::layout::field::{bytes, has, le16, le32, le64};
+use crate::layout::mbr::require_no_partitions;
 use crate::layout::used::VolumeMap;
 use crate::unit::{Extent, to_usize};
 

@@ -11,7 +11,7 @@ mod table;
 use bpb::Bpb;
 
 use super::field::bytes;
-use super::{Content, Step, Stop, mbr, require};
+use super::{Content, Step, Stop, require};
 use crate::error::Result;
 use crate::io::ReadAt;
 
@@ -74,11 +74,6 @@ fn or_empty(label: Step<String>) -> Result<String> {
 /// A serial number as text; zero is none.
 fn serial(number: u32) -> Option<String> {
     (number != 0).then(|| format!("{:04X}-{:04X}", number >> 16, number & 0xffff))
-}
-
-/// Stops when a boot sector holds a table of partitions as well: which of the two is in use cannot be told.
-fn require_no_partitions(sector: &[u8; 512]) -> Step<()> {
-    require(!mbr::has_partitions(sector), || "its boot sector is also a table of partitions".into())
 }
 
 /// The entries of a directory, up to its end.

@@ -2,6 +2,7 @@
 
 use super::{Step, require};
 use crate::layout::field::{bytes, has, le16, le32, le64};
+use crate::layout::mbr::require_no_partitions;
 use crate::unit::to_usize;
 
 /// Bytes read of the volume's start.
@@ -76,6 +77,7 @@ impl BootSector {
             require(holds, || format!("the boot sector's {field} is {value}"))
         };
         require(has(&self.raw, 510, b"\x55\xaa"), || "the boot sector has no signature".into())?;
+        require_no_partitions(&self.raw)?;
         // What only FAT has there: reserved sectors, number of FATs, root entries, lengths.
         let fat = self.raw.get(14..21).into_iter().chain(self.raw.get(22..24)).flatten();
         let none = fat.copied().all(|byte| byte == 0) && le32(&self.raw, 32) == 0;
