@@ -12,6 +12,7 @@ pub mod linux;
 pub mod plan;
 pub mod prove;
 pub mod tree;
+pub mod volume;
 
 pub use apply::{Setup, apply, internal_entry};
 pub use inspect::{Guest, inspect};
