@@ -1,6 +1,5 @@
-//! Fix-ups: plans for phony trees compared with golden diffs, and plans carried out on real file systems.
-//!
-//! The second half needs root, FUSE, loop devices and mkfs.ext4; the last tests make Debian disks and boot them in QEMU.
+//! Fix-ups carried out on real file systems. Needs root, FUSE, loop devices and mkfs.ext4; the last tests make Debian
+//! disks and boot them in QEMU.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,6 +8,9 @@
     clippy::print_stdout,
     reason = "a test: a failure is the finding"
 )]
+
+#[path = "support/phony.rs"]
+mod phony;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,295 +22,13 @@ use std::time::{Duration, Instant};
 
 use haul::boot::config_drive::ConfigDrive;
 use haul::boot::{Accelerator, Expect, Format, Hardware, Machine, State};
-use haul::guest::disk::{BootMode, FileSystem};
-use haul::guest::inspect::{self, Guest};
-use haul::guest::plan::{Fix, Options, Plan, Severity};
-use haul::guest::tree::{TextVolume, Tree};
+use haul::guest::plan::Options;
 use haul::guest::{self, Setup};
 use haul::host::programs::Programs;
 use haul::image::overlay::Overlay;
 use haul::io::{DiskFile, ReadAt};
 use haul::monitor::{Monitor, Tally};
-use haul::unit::Extent;
-
-const ROOT: &str = "11111111-2222-3333-4444-555555555555";
-const SWAP: &str = "99999999-8888-7777-6666-555555555555";
-const VIRTIO: &[&str] = &[
-    "virtio",
-    "virtio_ring",
-    "virtio_pci",
-    "virtio_blk",
-    "virtio_scsi",
-    "virtio_net",
-    "virtio_console",
-    "virtio_balloon",
-];
-
-/// An uncompressed cpio archive ("newc") of empty files.
-fn cpio(names: &[String]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let trailer = "TRAILER!!!".to_owned();
-    for name in names.iter().chain([&trailer]) {
-        out.extend(format!("070701{}{:08x}{:08x}", "0".repeat(88), name.len() + 1, 0).bytes());
-        out.extend(name.bytes());
-        out.push(0);
-        out.resize(out.len().next_multiple_of(4), 0);
-    }
-    out
-}
-
-fn initramfs(modules: &[&str]) -> Vec<u8> {
-    cpio(&modules.iter().map(|name| format!("usr/lib/modules/x/kernel/{name}.ko")).collect::<Vec<_>>())
-}
-
-fn filesystems() -> Vec<FileSystem> {
-    let fs = |partition, kind: &str, uuid: &str, point: Option<&str>| FileSystem {
-        partition: Some(partition),
-        extent: Extent::at(u64::from(partition) << 20, 1 << 20),
-        kind: kind.into(),
-        uuid: Some(uuid.into()),
-        label: (kind == "ext4").then(|| "root".into()),
-        partition_uuid: None,
-        point: point.map(Into::into),
-    };
-    vec![fs(1, "ext4", ROOT, Some("/")), fs(5, "swap", SWAP, None)]
-}
-
-/// What every phony guest has: one kernel whose initramfs knows SATA only.
-fn base(id: &str, version: &str, kernel: &str, root: &str, arguments: &str) -> TextVolume {
-    let modules: String = VIRTIO.iter().map(|name| format!("kernel/drivers/{name}.ko:\n")).collect();
-    TextVolume::default()
-        .file("/usr/lib/os-release", format!("ID={id}\nVERSION_ID=\"{version}\"\nPRETTY_NAME=\"{id} {version}\"\n"))
-        .symlink("/etc/os-release", "../usr/lib/os-release")
-        .file("/usr/sbin/mkinitramfs", "")
-        .file("/etc/hostname", "source-01\n")
-        .file("/etc/ssh/ssh_host_ed25519_key", "secret")
-        .file("/etc/ssh/ssh_host_ed25519_key.pub", "public")
-        .file("/etc/ssh/ssh_host_rsa_key", "secret")
-        .file(&format!("/boot/vmlinuz-{kernel}"), "")
-        .file(&format!("/boot/initrd.img-{kernel}"), initramfs(&["ahci", "sd_mod", "ext4"]))
-        .file(&format!("/lib/modules/{kernel}/modules.dep"), modules)
-        .file(&format!("/lib/modules/{kernel}/modules.builtin"), "kernel/fs/ext4/ext4.ko\n")
-        .file(
-            "/boot/grub/grub.cfg",
-            format!(
-                "menuentry '{id}' {{\n\tsearch --fs-uuid --set=root {ROOT}\n\tlinux\t/boot/vmlinuz-{kernel} root={root} ro {arguments}\n\tinitrd\t/boot/initrd.img-{kernel}\n}}\n"
-            ),
-        )
-        .file("/etc/default/grub", format!("GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet\"\nGRUB_CMDLINE_LINUX=\"{arguments}\"\n"))
-        .file("/etc/initramfs-tools/modules", "# List of modules\n")
-}
-
-fn cloud_init(volume: TextVolume, version: &str) -> TextVolume {
-    volume
-        .file("/usr/bin/cloud-init", "")
-        .file(
-            "/usr/lib/python3/dist-packages/cloudinit/version.py",
-            format!("__VERSION__ = \"{version}\"\n_PACKAGED_VERSION = '@@PACKAGED_VERSION@@'\n"),
-        )
-        .file("/etc/cloud/cloud.cfg", "users:\n - default\n")
-        .file("/etc/cloud/cloud.cfg.d/90_dpkg.cfg", "datasource_list: [ NoCloud, Ec2, None ]\n")
-}
-
-fn inspected(volume: TextVolume) -> Guest {
-    inspect::from_tree(Tree::new(Box::new(volume)), filesystems(), BootMode::Bios).unwrap()
-}
-
-fn debian_11() -> TextVolume {
-    base("debian", "11", "5.10.0-28-amd64", "/dev/sda1", "console=ttyS0,115200")
-        .file("/sbin/ifup", "")
-        .file("/etc/initramfs-tools/initramfs.conf", "MODULES=dep\nBUSYBOX=auto\n")
-        .file("/etc/initramfs-tools/conf.d/resume", "RESUME=/dev/sda5\n")
-        .file("/boot/grub/device.map", "(hd0)\t/dev/disk/by-id/ata-QEMU_HARDDISK_QM00001\n")
-        .file(
-            "/etc/fstab",
-            "# <file system> <mount point>\n/dev/sda1 / ext4 errors=remount-ro 0 1\n/dev/sda5 none swap sw 0 0\n\
-             /dev/sdb1\t/srv/data\text4\tdefaults\t0 2\n#/dev/sda9 /old ext4 defaults 0 2\n/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0\n\
-             nas:/home /home nfs rw 0 0\n",
-        )
-        .file(
-            "/etc/network/interfaces",
-            "source /etc/network/interfaces.d/*\n\n# The loopback network interface\nauto lo\niface lo inet loopback\n\n\
-             # The primary network interface\nallow-hotplug ens33\niface ens33 inet static\n\taddress 10.1.2.3/24\n\tgateway 10.1.2.1\n\
-             \thwaddress ether 00:0c:29:aa:bb:cc\n\tpost-up iptables-restore < /etc/iptables.rules\n\tup ip route add 10.9.0.0/16 via 10.1.2.254\n\
-             auto ens34\niface ens34 inet static\n\taddress 192.168.7.1/24\n",
-        )
-        .file(
-            "/etc/udev/rules.d/70-persistent-net.rules",
-            "# PCI device\nSUBSYSTEM==\"net\", ACTION==\"add\", ATTR{address}==\"00:0c:29:aa:bb:cc\", NAME=\"ens33\"\n",
-        )
-}
-
-fn debian_12() -> TextVolume {
-    let volume = base("debian", "12", "6.1.0-18-amd64", "/dev/sda1", "console=ttyS0,115200 net.ifnames=0")
-        .file("/sbin/ifup", "")
-        .file("/etc/initramfs-tools/initramfs.conf", "MODULES=list\n")
-        .file("/etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n")
-        .file("/etc/systemd/network/10-eth0.link", "[Match]\nMACAddress=52:54:00:aa:bb:01\n[Link]\nName=eth0\n")
-        .file(
-            "/etc/network/interfaces",
-            "auto lo\niface lo inet loopback\nauto eth0\niface eth0 inet static\n  hwaddress ether 52:54:00:aa:bb:01\n  address 192.168.77.5/24\n  gateway 192.168.77.1\n",
-        );
-    cloud_init(volume, "22.4.2")
-}
-
-fn debian_13() -> TextVolume {
-    base("debian", "13", "6.12.38+deb13-amd64", "LABEL=root", "")
-        .file("/etc/fstab", "LABEL=root / ext4 defaults 0 1\nUUID=deadbeef-0000-0000-0000-000000000000 /data ext4 defaults 0 2\n")
-        .file(
-            "/etc/systemd/network/20-wired.network",
-            "[Match]\nMACAddress=52:54:00:aa:bb:01\n\n[Network]\nAddress=10.0.0.5/24\nGateway=10.0.0.1\nDNS=10.0.0.53\n\n[Route]\nDestination=10.9.0.0/16\nGateway=10.0.0.2\n",
-        )
-}
-
-fn ubuntu(version: &str, kernel: &str, netplan: (&str, &str), cloud: &str) -> TextVolume {
-    let volume = base("ubuntu", version, kernel, &format!("UUID={ROOT}"), "")
-        .file(
-            "/etc/fstab",
-            format!("/dev/disk/by-uuid/{ROOT} / ext4 defaults 0 1\n/swap.img none swap sw 0 0\n"),
-        )
-        .file(netplan.0, netplan.1);
-    cloud_init(volume, cloud)
-}
-
-fn ubuntu_18() -> TextVolume {
-    let netplan = "network:\n  version: 2\n  renderer: networkd\n  ethernets:\n    ens160:\n      addresses: [ 10.1.1.9/24 ]\n      gateway4: 10.1.1.1\n";
-    ubuntu("18.04", "4.15.0-213-generic", ("/etc/netplan/01-netcfg.yaml", netplan), "23.1.2")
-        .file("/etc/cloud/cloud.cfg.d/50-curtin-networking.cfg", "network: {config: disabled}\n")
-}
-
-fn ubuntu_20() -> TextVolume {
-    let netplan = "network:\n  ethernets:\n    ens3:\n      dhcp4: true\n      match:\n        macaddress: fa:16:3e:00:00:01\n      set-name: ens3\n  version: 2\n";
-    ubuntu("20.04", "5.4.0-190-generic", ("/etc/netplan/50-cloud-init.yaml", netplan), "24.4.1")
-}
-
-fn ubuntu_22() -> TextVolume {
-    let netplan = "# This is the network config written by 'subiquity'\nnetwork:\n  ethernets:\n    enp0s3:\n      dhcp4: true\n  version: 2\n";
-    ubuntu("22.04", "5.15.0-119-generic", ("/etc/netplan/00-installer-config.yaml", netplan), "24.4.1")
-        .file(
-            "/etc/cloud/cloud.cfg.d/99-installer.cfg",
-            "datasource_list: [None]\ndatasource:\n  None:\n    userdata_raw: |\n      #cloud-config\n",
-        )
-        .file(
-            "/etc/cloud/cloud.cfg.d/subiquity-disable-cloudinit-networking.cfg",
-            "network: {config: disabled}\n",
-        )
-}
-
-fn ubuntu_24() -> TextVolume {
-    let netplan = "network:\n  version: 2\n  ethernets:\n    eth0:\n      dhcp4: true\n";
-    ubuntu("24.04", "6.8.0-41-generic", ("/etc/netplan/50-cloud-init.yaml", netplan), "24.4.1")
-        .file("/boot/initrd.img-6.8.0-41-generic", initramfs(VIRTIO))
-}
-
-#[test]
-fn phony_guests_get_the_plans_that_were_reviewed() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/guest");
-    let mut wrong = Vec::new();
-    for (name, volume) in [
-        ("debian-11", debian_11()),
-        ("debian-12", debian_12()),
-        ("debian-13", debian_13()),
-        ("ubuntu-18.04", ubuntu_18()),
-        ("ubuntu-20.04", ubuntu_20()),
-        ("ubuntu-22.04", ubuntu_22()),
-        ("ubuntu-24.04", ubuntu_24()),
-    ] {
-        let plan = guest::plan(&inspected(volume), &Options::default()).unwrap().to_string();
-        let golden = folder.join(format!("{name}.diff"));
-        if std::env::var_os("HAUL_BLESS").is_some() {
-            fs::write(&golden, &plan).unwrap();
-        }
-        if fs::read_to_string(&golden).unwrap_or_default() != plan {
-            wrong.push(format!("{}:\n{plan}", golden.display()));
-        }
-    }
-    assert!(wrong.is_empty(), "changed (HAUL_BLESS=1 accepts them after review):\n{}", wrong.join("\n"));
-}
-
-/// The tree after the plan's text changes.
-fn applied(mut volume: TextVolume, plan: &Plan) -> TextVolume {
-    for fix in &plan.fixes {
-        match fix {
-            Fix::Edit { path, new, .. } => volume = volume.file(path, new.as_str()),
-            Fix::Create { path, text, .. } => volume = volume.file(path, text.as_str()),
-            Fix::Remove { path, .. } => volume.remove(path),
-            Fix::Initramfs { image, .. } => volume = volume.file(image, initramfs(VIRTIO)),
-        }
-    }
-    volume
-}
-
-#[test]
-fn a_fixed_guest_needs_nothing_more() {
-    for volume in [debian_11(), debian_12(), debian_13(), ubuntu_18(), ubuntu_20(), ubuntu_22(), ubuntu_24()]
-    {
-        let plan = guest::plan(&inspected(volume.clone()), &Options::default()).unwrap();
-        let again = guest::plan(&inspected(applied(volume, &plan)), &Options::default()).unwrap();
-        assert!(again.is_empty(), "{again}");
-    }
-}
-
-#[test]
-fn the_network_stays_when_asked_and_cloud_init_leaves_it_alone_when_asked() {
-    let keep = Options { keep_network: true, ..Options::default() };
-    let plan = guest::plan(&inspected(debian_12()), &keep).unwrap();
-    assert!(!plan.to_string().contains("inet dhcp"), "{plan}");
-    let alone = Options { no_cloud_init_network: true, ..Options::default() };
-    let plan = guest::plan(&inspected(debian_12()), &alone).unwrap().to_string();
-    assert!(plan.contains("+  config: disabled") && plan.contains("+iface eth0 inet dhcp"), "{plan}");
-    assert!(!plan.contains("50-cloud-init"), "{plan}");
-}
-
-#[test]
-fn links_of_a_hostile_guest_lead_nowhere_outside() {
-    let volume = debian_12()
-        .symlink("/etc/fstab", "/proc/1/root/etc/shadow")
-        .symlink("/etc/network/interfaces", "interfaces")
-        .symlink("/etc/default/grub", "../../../../../../etc/default/real")
-        .file("/etc/default/real", "GRUB_CMDLINE_LINUX=\"root=/dev/sda1\"\n")
-        .symlink("/etc/cloud/cloud.cfg.d/99-haul.cfg", "/etc/passwd-to-be");
-    let plan = guest::plan(&inspected(volume), &Options::default()).unwrap();
-    let paths: Vec<&str> = plan
-        .fixes
-        .iter()
-        .map(|fix| match fix {
-            Fix::Edit { path, .. } | Fix::Create { path, .. } | Fix::Remove { path, .. } => path.as_str(),
-            Fix::Initramfs { image, .. } => image,
-        })
-        .collect();
-    assert!(paths.contains(&"/etc/default/real"), "{paths:?}");
-    for path in [
-        "/etc/default/grub",
-        "/etc/passwd-to-be",
-        "/etc/cloud/cloud.cfg.d/99-haul.cfg",
-        "/etc/network/interfaces",
-    ] {
-        assert!(!paths.contains(&path), "{path} in {paths:?}");
-    }
-}
-
-#[test]
-fn a_fstab_of_10_megabytes_is_refused_by_name() {
-    let volume = debian_12().file("/etc/fstab", vec![b'#'; 10 << 20]);
-    let error = guest::plan(&inspected(volume), &Options::default()).unwrap_err();
-    assert_eq!(error.id(), "guest.file-too-long");
-    assert!(error.what().contains("/etc/fstab"));
-}
-
-#[test]
-fn a_kernel_without_virtio_is_said_to_be_hopeless() {
-    let volume = debian_12().file("/lib/modules/6.1.0-18-amd64/modules.dep", "kernel/drivers/virtio.ko:\n");
-    let plan = guest::plan(&inspected(volume), &Options::default()).unwrap();
-    let finding = plan.findings.iter().find(|finding| finding.id == "kernel.no-virtio").unwrap();
-    assert_eq!(finding.severity, Severity::Fatal);
-    let built_in = debian_12()
-        .file("/boot/config-6.1.0-18-amd64", "CONFIG_VIRTIO=y\nCONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_BLK=y\n");
-    let plan = guest::plan(&inspected(built_in), &Options::default()).unwrap();
-    assert!(!plan.fixes.iter().any(|fix| matches!(fix, Fix::Initramfs { .. })), "{plan}");
-}
-
-// --- Carried out, on real file systems.
+use phony::{VIRTIO, initramfs};
 
 fn run(program: &str, args: &[&str]) -> String {
     let done = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
@@ -483,7 +203,7 @@ fn a_plan_is_carried_out_on_the_overlay_and_the_source_is_not_touched() {
 #[test]
 fn a_guest_program_that_fails_or_leaves_virtio_out_fails_the_job_and_leaves_nothing() {
     for (build, id) in
-        [("exit 3", "guest.mkinitramfs"), ("cp /boot/initrd.img-6.1.0-1-test $out", "guest.mkinitramfs")]
+        [("exit 3", "guest.initramfs"), ("cp /boot/initrd.img-6.1.0-1-test $out", "guest.initramfs")]
     {
         let dir = tempfile::tempdir().unwrap();
         let disk = small_guest(dir.path(), build);

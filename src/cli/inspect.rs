@@ -11,7 +11,7 @@ use super::output::Output;
 use crate::config::{Location, location_parser};
 use crate::error::Result;
 use crate::guest::disk::BootMode;
-use crate::guest::inspect::Kernel;
+use crate::guest::kernels::Kernel;
 use crate::guest::{self, Guest};
 use crate::image::{Details, Info};
 use crate::io::ReadAt;

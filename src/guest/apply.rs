@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::builder::Builder;
 use super::initramfs;
 use super::plan::{Fix, Plan, PlannedMount};
 use crate::error::{Error, Kind, Result};
@@ -371,8 +372,8 @@ fn step(fix: &Fix) -> Result<String> {
             fs::remove_file(path).map_err(|error| step_error("remove", path, error))?;
             Ok(format!("removed {path}"))
         }
-        Fix::Initramfs { kernel, image, modules, .. } => {
-            rebuild(kernel, image, modules)?;
+        Fix::Initramfs { kernel, image, builder, modules, .. } => {
+            rebuild(*builder, kernel, image, modules)?;
             Ok(format!("built {image}"))
         }
     }
@@ -418,10 +419,10 @@ fn write_in_place(path: &str, bytes: &[u8]) -> Result<()> {
 }
 
 /// A program of the guest, with nothing of the host's environment.
-fn guest_program(candidates: &[&str]) -> Result<Command> {
+fn guest_program(candidates: &[&str], package: &str) -> Result<Command> {
     let found = candidates.iter().find(|path| Path::new(path).exists()).ok_or_else(|| {
-        Error::new(Kind::Image, "guest.no-tool", format!("the guest has no {}", candidates[0]))
-            .remedy("install initramfs-tools in the source, then try again")
+        Error::new(Kind::Image, "guest.no-tool", format!("the guest has no {}", candidates.join(", nor ")))
+            .remedy(format!("install {package} in the source, then try again"))
     })?;
     let mut command = Command::new(found);
     command
@@ -437,18 +438,17 @@ fn guest_program(candidates: &[&str]) -> Result<Command> {
 
 /// Builds the initramfs aside, looks into it, and puts it in the old one's place: /boot never has to hold both.
 /// Where there is no room for it, it is packed as tightly as the kernel can unpack.
-fn rebuild(kernel: &str, image: &str, modules: &[String]) -> Result<()> {
+fn rebuild(builder: Builder, kernel: &str, image: &str, modules: &[String]) -> Result<()> {
     let aside = format!("/var/tmp/haul-initramfs-{}", std::process::id());
-    let attempt = |options: &[&str]| {
-        let done = build(kernel, &aside, options).and_then(|()| replace(&aside, image, kernel, modules));
+    let attempt = |tight| {
+        let done = build(builder, kernel, &aside, modules, tight)
+            .and_then(|()| replace(builder, &aside, image, kernel, modules));
         // It may not be there; what matters has been said.
         let _ = fs::remove_file(&aside);
         done
     };
-    match attempt(&[]) {
-        Err(error) if error.id() == NO_ROOM && unpacks_xz(kernel) => {
-            attempt(&["-c", "xz"]).map_err(|_| error)
-        }
+    match attempt(false) {
+        Err(error) if error.id() == NO_ROOM && unpacks_xz(kernel) => attempt(true).map_err(|_| error),
         done => done,
     }
 }
@@ -458,18 +458,27 @@ fn unpacks_xz(kernel: &str) -> bool {
     config.lines().any(|line| line == "CONFIG_RD_XZ=y") && Path::new("/usr/bin/xz").exists()
 }
 
-fn build(kernel: &str, aside: &str, options: &[&str]) -> Result<()> {
-    let mut command = guest_program(&["/usr/sbin/mkinitramfs", "/sbin/mkinitramfs"])?;
-    command.args(options).arg("-o").arg(aside).arg(kernel);
+fn build(builder: Builder, kernel: &str, aside: &str, modules: &[String], tight: bool) -> Result<()> {
+    let program = || guest_program(builder.programs(), builder.package());
+    let mut help = String::new();
+    if builder.has_versions() {
+        let said = child::run(program()?.arg("--help"), TOOL_TIME)?;
+        help = String::from_utf8_lossy(&said.stdout).into_owned();
+    }
+    let mut command = program()?;
+    command.args(builder.arguments(kernel, aside, modules, &help, tight));
     match child::run(&mut command, TOOL_TIME).and_then(child::Finished::success) {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::new(
             Kind::Image,
-            "guest.mkinitramfs",
+            "guest.initramfs",
             format!("cannot build the initramfs of kernel {kernel}"),
         )
         .because(format!("{}: {}", error.what(), error.why()))
-        .remedy("run `update-initramfs -u -k VERSION` in the source to see more; it needs room in /var/tmp")),
+        .remedy(format!(
+            "run {} for that kernel in the source to see more; it needs room in /var/tmp",
+            builder.package()
+        ))),
     }
 }
 
@@ -481,14 +490,15 @@ fn room(folder: &Path) -> std::io::Result<u64> {
     Ok(stat.blocks_free().saturating_sub(own).saturating_mul(stat.fragment_size()))
 }
 
-fn replace(aside: &str, image: &str, kernel: &str, modules: &[String]) -> Result<()> {
+fn replace(builder: Builder, aside: &str, image: &str, kernel: &str, modules: &[String]) -> Result<()> {
     let file = File::open(aside).map_err(|error| step_error("read", aside, error))?;
     let size = file.metadata().map_err(|error| step_error("read", aside, error))?.len();
     let found = initramfs::read(file, image)?;
     if let Some(absent) = modules.iter().find(|module| !found.modules.contains(*module)) {
-        return Err(Error::new(Kind::Image, "guest.mkinitramfs", format!("the new {image} has no {absent}"))
-            .because(format!("mkinitramfs left it out for kernel {kernel}"))
-            .remedy("look for a hook or setting of the guest in /etc/initramfs-tools that excludes it"));
+        let package = builder.package();
+        return Err(Error::new(Kind::Image, "guest.initramfs", format!("the new {image} has no {absent}"))
+            .because(format!("{package} left it out for kernel {kernel}"))
+            .remedy(format!("look for a setting of {package} in the guest that excludes it")));
     }
     let old = fs::symlink_metadata(image).map_err(|error| step_error("find", image, error))?;
     if !old.file_type().is_file() {
@@ -502,7 +512,7 @@ fn replace(aside: &str, image: &str, kernel: &str, modules: &[String]) -> Result
                 "it has {size} bytes; its file system has {free} free, and the old one frees {}",
                 old.len()
             ))
-            .remedy("remove an old kernel from the source's /boot (apt-get autoremove), then try again")
+            .remedy("remove an old kernel from the source's /boot, then try again")
             .fact("needed", size)
             .fact("free", free));
     }
@@ -523,7 +533,7 @@ fn note_checksum(kernel: &str, image: &str) -> Result<()> {
     if !fs::symlink_metadata(&record).is_ok_and(|meta| meta.is_file()) {
         return Ok(());
     }
-    let mut command = guest_program(&["/usr/bin/sha1sum"])?;
+    let mut command = guest_program(&["/usr/bin/sha1sum"], "coreutils")?;
     command.arg(image);
     let output = child::run(&mut command, TOOL_TIME)?.success()?;
     write_in_place(&record, &output.stdout)

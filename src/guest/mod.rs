@@ -4,11 +4,15 @@
 //! touches anything, and that is an overlay.
 
 pub mod apply;
+pub mod builder;
 pub mod disk;
 pub mod ext;
 pub mod initramfs;
 pub mod inspect;
+pub mod kernels;
 pub mod linux;
+pub mod loader;
+pub mod os;
 pub mod plan;
 pub mod prove;
 pub mod tree;

@@ -6,10 +6,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::builder::Builder;
 use super::inspect::Guest;
 use super::linux;
 use super::tree::{Node, Tree};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 
 /// Lines of context in a printed diff.
 const CONTEXT: usize = 2;
@@ -71,6 +72,8 @@ pub enum Fix {
         kernel: String,
         /// The initramfs to replace.
         image: String,
+        /// The tool.
+        builder: Builder,
         /// Modules that must be in it afterwards.
         modules: Vec<String>,
         /// Why.
@@ -137,12 +140,6 @@ impl Plan {
 /// Plans the fixes `guest` needs. Reads the tree, changes nothing; the same tree gives the same plan.
 pub fn plan(guest: &Guest, options: &Options) -> Result<Plan> {
     let mut draft = Draft::new(&guest.tree);
-    if !matches!(guest.os.id.as_str(), "debian" | "ubuntu") {
-        return Err(Error::new(Kind::Image, "guest.unsupported", format!("cannot fix {:?}", guest.os.name))
-            .because("fix-ups are known for Debian and Ubuntu only")
-            .remedy("convert without --fix, and make it bootable on virtio by hand")
-            .fact("os", &guest.os.id));
-    }
     linux::fixes(guest, options, &mut draft)?;
     let mut plan = Plan { fixes: draft.fixes, findings: draft.findings, mounts: Vec::new() };
     if !plan.is_empty() {
@@ -276,10 +273,18 @@ impl<'a> Draft<'a> {
     }
 
     /// Plans a new initramfs.
-    pub fn initramfs(&mut self, kernel: &str, image: &str, modules: Vec<String>, reason: &str) {
+    pub fn initramfs(
+        &mut self,
+        kernel: &str,
+        image: &str,
+        builder: Builder,
+        modules: Vec<String>,
+        reason: &str,
+    ) {
         self.fixes.push(Fix::Initramfs {
             kernel: kernel.to_owned(),
             image: image.to_owned(),
+            builder,
             modules,
             reason: reason.to_owned(),
         });
@@ -326,13 +331,14 @@ impl fmt::Display for Fix {
             Fix::Edit { path, old, new, reason } => (path, old.as_str(), new.as_str(), reason),
             Fix::Create { path, text, reason, .. } => (path, "", text.as_str(), reason),
             Fix::Remove { path, old, reason } => (path, old.as_str(), "", reason),
-            Fix::Initramfs { kernel, image, modules, reason } => {
+            Fix::Initramfs { kernel, image, builder, modules, reason } => {
                 writeln!(f, "# {}", printable(reason))?;
                 return writeln!(
                     f,
-                    "! rebuild {} for kernel {} with {}",
+                    "! rebuild {} for kernel {} by {} with {}",
                     printable(image),
                     printable(kernel),
+                    builder.package(),
                     modules.join(" ")
                 );
             }
@@ -345,7 +351,16 @@ impl fmt::Display for Fix {
         writeln!(f, "# {}", printable(reason))?;
         let diff = similar::TextDiff::from_lines(old, new);
         let text = diff.unified_diff().context_radius(CONTEXT).header(&old_name, &new_name).to_string();
-        f.write_str(&printable(&text))
+        for line in printable(&text).lines() {
+            // GRUB's environment is filled up with these.
+            match line.trim_start_matches([' ', '+', '-']) {
+                filling if filling.len() > 64 && filling.bytes().all(|byte| byte == b'#') => {
+                    writeln!(f, "{}…", &line[..17])?;
+                }
+                _ => writeln!(f, "{line}")?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::inspect::{GRUB_CFG, Guest, inspect, menu_path, parse_menu};
+use super::inspect::{Guest, inspect};
 use super::linux::fstab::{self, Names};
+use super::loader;
 use super::plan::{Fix, Plan};
 use crate::error::Result;
 use crate::io::ReadAt;
@@ -74,11 +75,11 @@ fn kernels(guest: &Guest, proofs: &mut Vec<Proof>) {
 }
 
 fn loader(guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
-    let menu = parse_menu(&guest.tree.text(GRUB_CFG)?.unwrap_or_default());
     let names = Names::lasting(&guest.filesystems);
-    for entry in menu.iter().filter(|entry| entry.kernel.contains("vmlinuz")) {
+    let entries = guest.menus.iter().flat_map(|menu| menu.entries.iter().map(move |entry| (menu, entry)));
+    for (menu, entry) in entries.filter(|(_, entry)| entry.kernel.contains("vmlinu")) {
         for file in std::iter::once(&entry.kernel).chain(&entry.initrds) {
-            let there = menu_path(&guest.tree, file)?.is_some();
+            let there = loader::file(&guest.tree, menu, file)?.is_some();
             claim(proofs, there, format!("{file}, which the menu names, exists"));
         }
         for argument in &entry.arguments {

@@ -2,7 +2,7 @@
 
 use super::{Check, Run, Severity, Subject, Verdict};
 use crate::guest::Fix;
-use crate::guest::inspect::{Kernel, Place};
+use crate::guest::kernels::{Kernel, Place};
 use crate::guest::plan;
 
 pub const CHECKS: &[Check] = &[
@@ -121,10 +121,6 @@ fn cloud_init(subject: &Subject<'_>) -> Option<Verdict> {
 fn fix(subject: &Subject<'_>) -> Option<Verdict> {
     let plan = match subject.plan.as_ref()? {
         Ok(plan) => plan,
-        // Whether it boots as it is, guest.virtio tells.
-        Err(error) if error.id() == "guest.unsupported" => {
-            return Some(Verdict::of_error(Severity::Warn, error));
-        }
         Err(error) => return Some(Verdict::of_error(Severity::Fail, error)),
     };
     // initramfs.no-tool makes guest.virtio fail.

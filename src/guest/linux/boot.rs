@@ -3,13 +3,24 @@
 use super::fstab::{self, Names};
 use crate::error::Result;
 use crate::guest::disk::BootMode;
-use crate::guest::inspect::{GRUB_CFG, Guest};
+use crate::guest::inspect::Guest;
+use crate::guest::loader::grub::with_variable;
 use crate::guest::plan::{Draft, Line, Options, Severity};
 
-/// The kernel argument that keeps `eth0` the name of the first network card.
-const IFNAMES: &str = "net.ifnames=0";
+/// Where GRUB 2 keeps variables that menu entries use.
+const ENVIRONMENTS: [&str; 2] = ["/boot/grub2/grubenv", "/boot/grub/grubenv"];
+/// The variable with the arguments of every entry that says `$kernelopts` (Red Hat 8 and its kin).
+const KERNELOPTS: &str = "kernelopts";
+/// Where the arguments of entries yet to be made come from.
+const SETTINGS: [&str; 4] =
+    ["/etc/default/grub", "/etc/sysconfig/grub", "/etc/sysconfig/bootloader", "/etc/kernel/cmdline"];
 
-/// Fixes GRUB's menu and settings.
+/// Why disks are renamed.
+const BY_UUID: &str = "disks change their names on virtio: the kernel gets its disks by UUID";
+/// Why cards are not.
+const NO_SLOTS: &str = "the cloud's network card is eth0: no names by slot";
+
+/// Fixes the menus and the settings they are made from.
 pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
     if guest.boot == BootMode::Uefi {
         draft.warn(
@@ -18,30 +29,27 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
             "see that the ESP has EFI/BOOT/BOOTX64.EFI",
         );
     }
-    if draft.text(GRUB_CFG)?.is_none() {
+    if guest.menus.iter().all(|menu| menu.entries.is_empty()) {
         draft.find(
             "boot.no-menu",
             Severity::Fatal,
-            "there is no /boot/grub/grub.cfg",
-            "haul knows GRUB 2 only: install it in the source",
+            "no boot loader's menu was found",
+            "haul knows GRUB, GRUB 2, entries of the Boot Loader Specification, and extlinux",
         );
     }
     let names = fstab::names(guest, draft)?;
-    let by_uuid = "disks change their names on virtio: the kernel gets its disks by UUID";
-    for path in [GRUB_CFG, "/boot/grub/custom.cfg"] {
-        draft.edit_lines(path, by_uuid, |line| match is_kernel_line(line) {
-            true => devices_by_uuid(line, &names).map_or(Line::Keep, Line::Replace),
-            false => Line::Keep,
+    let settings = settings(draft)?;
+    for menu in &guest.menus {
+        draft.edit_lines(&menu.path, BY_UUID, |line| match menu.style.arguments(line) {
+            Some(_) => devices_by_uuid(line, &names).map_or(Line::Keep, Line::Replace),
+            None => Line::Keep,
         })?;
     }
-    let mut settings = vec!["/etc/default/grub".to_owned()];
-    settings.extend(draft.tree().files("/etc/default/grub.d", ".cfg")?);
+    environments(draft, BY_UUID, |value| devices_by_uuid(value, &names))?;
     for path in &settings {
-        draft.edit_lines(path, by_uuid, |line| {
-            match line.trim_start().starts_with("GRUB_CMDLINE_LINUX") {
-                true => devices_by_uuid(line, &names).map_or(Line::Keep, Line::Replace),
-                false => Line::Keep,
-            }
+        draft.edit_lines(path, BY_UUID, |line| match is_setting(path, line) {
+            true => devices_by_uuid(line, &names).map_or(Line::Keep, Line::Replace),
+            false => Line::Keep,
         })?;
         draft.edit_lines(
             path,
@@ -58,33 +66,97 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
         )?;
     }
     if !options.keep_network {
-        let reason = "the cloud's network card is eth0: no names by slot";
-        draft.edit_lines(GRUB_CFG, reason, |line| {
-            match is_kernel_line(line) && !line.contains("net.ifnames=") {
-                true => Line::Replace(format!("{} {IFNAMES}", line.trim_end())),
-                false => Line::Keep,
-            }
-        })?;
-        let main = "/etc/default/grub";
-        if draft.text(main)?.is_some_and(|text| !text.contains("net.ifnames=")) {
-            draft.edit_lines(main, reason, |line| {
-                line.strip_prefix("GRUB_CMDLINE_LINUX=").map_or(Line::Keep, |value| {
-                    Line::Replace(format!("GRUB_CMDLINE_LINUX={}", with_word(value)))
-                })
-            })?;
+        without_slots(guest, draft)?;
+    }
+    device_maps(draft)
+}
+
+/// The files with the arguments of menus yet to be made.
+fn settings(draft: &Draft<'_>) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let more = draft.tree().files("/etc/default/grub.d", ".cfg")?;
+    for path in SETTINGS.iter().map(|path| (*path).to_owned()).chain(more) {
+        // One of Red Hat's is a link to the other.
+        if let Some(real) = draft.tree().resolve(&path).ok().flatten()
+            && !found.contains(&real)
+        {
+            found.push(real);
         }
     }
-    if draft.text("/boot/grub/device.map")?.is_some_and(|text| text.contains("/dev/")) {
-        draft.remove(
-            "/boot/grub/device.map",
-            "it names disks of the old machine; GRUB finds them by itself",
-        )?;
+    Ok(found)
+}
+
+fn is_setting(path: &str, line: &str) -> bool {
+    let line = line.trim_start();
+    path == "/etc/kernel/cmdline"
+        || ["GRUB_CMDLINE_LINUX", "DEFAULT_APPEND", "FAILSAFE_APPEND", "XEN_KERNEL_APPEND"]
+            .iter()
+            .any(|name| line.starts_with(name))
+}
+
+/// Changes the arguments that entries take from GRUB's environment.
+fn environments(draft: &mut Draft<'_>, reason: &str, edit: impl Fn(&str) -> Option<String>) -> Result<()> {
+    for path in ENVIRONMENTS {
+        if let Some(new) = draft.text(path)?.and_then(|block| with_variable(&block, KERNELOPTS, &edit)) {
+            draft.write(path, &new, 0o600, reason)?;
+        }
     }
     Ok(())
 }
 
-fn is_kernel_line(line: &str) -> bool {
-    matches!(line.split_whitespace().next(), Some("linux" | "linux16" | "linuxefi"))
+/// Has the first card called eth0 where udev would give it another name.
+fn without_slots(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
+    let tree = draft.tree();
+    let mut words = Vec::new();
+    if tree.exists("/usr/lib/systemd/systemd")? || tree.exists("/lib/systemd/systemd")? {
+        words.push("net.ifnames=0");
+    }
+    if tree.exists("/sbin/biosdevname")? || tree.exists("/usr/sbin/biosdevname")? {
+        words.push("biosdevname=0");
+    }
+    for word in words {
+        let (key, _) = word.split_once('=').unwrap_or((word, ""));
+        let has =
+            |text: &str| text.split([' ', '\t', '"', '\'']).any(|one| one.split('=').next() == Some(key));
+        for menu in &guest.menus {
+            draft.edit_lines(&menu.path, NO_SLOTS, |line| match menu.style.arguments(line) {
+                Some(at) if boots_linux(&line[at..]) && !has(line) => {
+                    Line::Replace(format!("{} {word}", line.trim_end()))
+                }
+                _ => Line::Keep,
+            })?;
+        }
+        environments(draft, NO_SLOTS, |value| (!has(value)).then(|| format!("{} {word}", value.trim_end())))?;
+        for path in ["/etc/default/grub", "/etc/kernel/cmdline"] {
+            if draft.text(path)?.is_none_or(|text| has(&text)) {
+                continue;
+            }
+            draft.edit_lines(path, NO_SLOTS, |line| match line.strip_prefix("GRUB_CMDLINE_LINUX=") {
+                Some(value) => Line::Replace(format!("GRUB_CMDLINE_LINUX={}", with_word(value, word))),
+                None if path == "/etc/kernel/cmdline" => Line::Replace(format!("{} {word}", line.trim_end())),
+                None => Line::Keep,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether these arguments are those of a Linux with a root of its own; `$kernelopts` bring theirs along.
+fn boots_linux(arguments: &str) -> bool {
+    !arguments.contains("$kernelopts")
+}
+
+/// GRUB 2 finds the disks by itself; GRUB 0.97's shell asks its map.
+fn device_maps(draft: &mut Draft<'_>) -> Result<()> {
+    let reason = "it names disks of the old machine; GRUB finds them by itself";
+    for (path, loader) in
+        [("/boot/grub/device.map", "/boot/grub/grub.cfg"), ("/boot/grub2/device.map", "/boot/grub2/grub.cfg")]
+    {
+        if draft.text(path)?.is_some_and(|text| text.contains("/dev/")) && draft.is_file(loader)? {
+            draft.remove(path, reason)?;
+        }
+    }
+    Ok(())
 }
 
 /// `line` with the devices in `root=` and `resume=` by UUID; `None` when it has none.
@@ -100,16 +172,16 @@ fn devices_by_uuid(line: &str, names: &Names<'_>) -> Option<String> {
 }
 
 /// A shell value with the argument added inside its quotes.
-fn with_word(value: &str) -> String {
+fn with_word(value: &str, word: &str) -> String {
     let value = value.trim_end();
     match value.chars().last().filter(|quote| matches!(quote, '"' | '\'') && value.len() > 1) {
         Some(quote) => {
             let inner = &value[..value.len() - 1];
             let gap = if inner.ends_with(quote) && inner.len() == 1 { "" } else { " " };
-            format!("{inner}{gap}{IFNAMES}{quote}")
+            format!("{inner}{gap}{word}{quote}")
         }
-        None if value.is_empty() => IFNAMES.to_owned(),
-        None => format!("\"{value} {IFNAMES}\""),
+        None if value.is_empty() => word.to_owned(),
+        None => format!("\"{value} {word}\""),
     }
 }
 
@@ -119,10 +191,10 @@ mod tests {
 
     #[test]
     fn an_argument_goes_inside_the_quotes() {
-        assert_eq!(with_word("\"\""), "\"net.ifnames=0\"");
-        assert_eq!(with_word("\"quiet\""), "\"quiet net.ifnames=0\"");
-        assert_eq!(with_word("'a b'"), "'a b net.ifnames=0'");
-        assert_eq!(with_word(""), "net.ifnames=0");
-        assert_eq!(with_word("quiet"), "\"quiet net.ifnames=0\"");
+        assert_eq!(with_word("\"\"", "net.ifnames=0"), "\"net.ifnames=0\"");
+        assert_eq!(with_word("\"quiet\"", "net.ifnames=0"), "\"quiet net.ifnames=0\"");
+        assert_eq!(with_word("'a b'", "net.ifnames=0"), "'a b net.ifnames=0'");
+        assert_eq!(with_word("", "net.ifnames=0"), "net.ifnames=0");
+        assert_eq!(with_word("quiet", "net.ifnames=0"), "\"quiet net.ifnames=0\"");
     }
 }

@@ -118,6 +118,8 @@ impl<'a> Names<'a> {
         }
         let (disk, number) = split_device(spec)?;
         let ours = match &self.own {
+            // A name by id says nothing of the kernel's name.
+            Some(own) if own.starts_with("/dev/disk/") => own == disk || FIRST_DISKS.contains(&disk),
             Some(own) => own == disk,
             None => FIRST_DISKS.contains(&disk),
         };
@@ -136,9 +138,10 @@ impl<'a> Names<'a> {
 pub fn names<'a>(guest: &'a Guest, draft: &Draft<'_>) -> Result<Names<'a>> {
     let entries = parse(&draft.tree().text("/etc/fstab")?.unwrap_or_default());
     let by_fstab = root_spec(&entries).filter(|spec| split_device(spec).is_some()).map(str::to_owned);
-    let menu = draft.tree().text(crate::guest::inspect::GRUB_CFG)?.unwrap_or_default();
-    let by_menu = crate::guest::inspect::parse_menu(&menu)
+    let by_menu = guest
+        .menus
         .iter()
+        .flat_map(|menu| &menu.entries)
         .flat_map(|entry| &entry.arguments)
         .find_map(|argument| argument.strip_prefix("root=").filter(|spec| split_device(spec).is_some()))
         .map(str::to_owned);

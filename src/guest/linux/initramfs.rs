@@ -1,11 +1,13 @@
 //! virtio in the initramfs of every kernel the guest may boot.
 
-use crate::error::Result;
-use crate::guest::inspect::{Guest, Kernel, Place, VIRTIO_BOOT, module_list};
-use crate::guest::plan::{Draft, Line, Severity};
+use std::collections::BTreeSet;
 
-const CONFIG: &str = "/etc/initramfs-tools/initramfs.conf";
-const MODULES: &str = "/etc/initramfs-tools/modules";
+use super::builder;
+use crate::error::Result;
+use crate::guest::builder::Builder;
+use crate::guest::inspect::Guest;
+use crate::guest::kernels::{Kernel, Place, VIRTIO_BOOT, module_list};
+use crate::guest::plan::{Draft, Severity};
 
 /// Plans a new initramfs for each kernel that lacks virtio in the one it has.
 pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
@@ -18,7 +20,7 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             "install a kernel of the distribution in the source",
         );
     }
-    let mut rebuild: Vec<(&Kernel, &str)> = Vec::new();
+    let mut rebuild: Vec<(&Kernel, &str, Builder)> = Vec::new();
     for kernel in &guest.kernels {
         let lacking = kernel.lacking();
         let version = &kernel.version;
@@ -38,7 +40,15 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             continue;
         }
         match &kernel.initrd {
-            Some(image) => rebuild.push((kernel, image)),
+            Some(image) => match Builder::find(draft.tree(), image)? {
+                Some(builder) => rebuild.push((kernel, image, builder)),
+                None => draft.find(
+                    "initramfs.no-tool",
+                    Severity::Fatal,
+                    "nothing that builds an initramfs is installed: haul cannot put virtio into it",
+                    "install initramfs-tools or dracut in the source",
+                ),
+            },
             None => draft.warn(
                 "kernel.no-initramfs",
                 &format!("kernel {version} has no initramfs, and {} only as modules", lacking.join(", ")),
@@ -46,20 +56,15 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             ),
         }
     }
-    if rebuild.is_empty() {
-        return Ok(());
+    for builder in rebuild.iter().map(|(_, _, builder)| *builder).collect::<BTreeSet<_>>() {
+        let kernels = rebuild.iter().filter(|(_, _, used)| *used == builder).map(|(kernel, _, _)| *kernel);
+        builder::configure(builder, &union(kernels), draft)?;
     }
-    if !draft.tree().exists("/usr/sbin/mkinitramfs")? {
-        let what = "initramfs-tools is not installed: haul cannot put virtio into the initramfs";
-        draft.find("initramfs.no-tool", Severity::Fatal, what, "install initramfs-tools in the source");
-        return Ok(());
-    }
-    configure(&rebuild, draft)?;
-    for (kernel, image) in rebuild {
+    for (kernel, image, builder) in rebuild {
         let modules: Vec<String> = wanted(kernel).map(str::to_owned).collect();
         let reason =
             format!("the initramfs of kernel {} lacks {}", kernel.version, kernel.lacking().join(", "));
-        draft.initramfs(&kernel.version, image, modules, &reason);
+        draft.initramfs(&kernel.version, image, builder, modules, &reason);
     }
     Ok(())
 }
@@ -72,36 +77,11 @@ fn wanted(kernel: &Kernel) -> impl Iterator<Item = &'static str> + '_ {
         .filter_map(|(name, place)| matches!(place, Place::Initramfs | Place::Installed).then_some(*name))
 }
 
-/// Tells initramfs-tools, now and for later kernels, to take virtio in.
-fn configure(rebuild: &[(&Kernel, &str)], draft: &mut Draft<'_>) -> Result<()> {
-    let mut paths = vec![CONFIG.to_owned()];
-    paths.extend(draft.tree().files("/etc/initramfs-tools/conf.d", "")?);
-    for path in paths {
-        draft.edit_lines(
-            &path,
-            "`dep` takes the modules from the machine that builds: the cloud's would be missing",
-            |line| match line.split('#').next().unwrap_or_default().trim() {
-                "MODULES=dep" | "MODULES=\"dep\"" => Line::Replace("MODULES=most".into()),
-                _ => Line::Keep,
-            },
-        )?;
-    }
-    let mut text = draft.text(MODULES)?.unwrap_or_default();
-    let listed: Vec<String> = text
-        .lines()
-        .filter_map(|line| line.split('#').next()?.split_whitespace().next())
-        .map(|name| name.replace('-', "_"))
-        .collect();
-    let mut names: Vec<&str> = rebuild.iter().flat_map(|(kernel, _)| wanted(kernel)).collect();
+/// The modules that any of `kernels` should have, those first that others depend on.
+fn union<'a>(kernels: impl Iterator<Item = &'a Kernel>) -> Vec<&'static str> {
+    let mut names: Vec<&str> = kernels.flat_map(wanted).collect();
     let order: Vec<&str> = module_list(VIRTIO_BOOT).collect();
     names.sort_by_key(|name| (order.iter().position(|boot| boot == name).unwrap_or(order.len()), *name));
     names.dedup();
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
-    for name in names.iter().filter(|name| !listed.iter().any(|listed| listed == *name)) {
-        text.push_str(name);
-        text.push('\n');
-    }
-    draft.write(MODULES, &text, 0o644, "virtio in every initramfs, also of kernels to come")
+    names
 }

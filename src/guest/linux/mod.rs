@@ -1,8 +1,10 @@
-//! What a Debian or Ubuntu guest on ext4, booted by BIOS, needs: one file per group of fixes.
+//! What a Linux guest booted by BIOS needs: one file per group of fixes.
 
 pub mod boot;
+pub mod builder;
 pub mod cloud_init;
 pub mod fstab;
+pub mod ifcfg;
 pub mod ifupdown;
 pub mod ini;
 pub mod initramfs;

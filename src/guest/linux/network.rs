@@ -1,6 +1,6 @@
 //! The network: no card pinned by its old address or slot, DHCP on eth0.
 
-use super::{cloud_init, ifupdown, ini};
+use super::{cloud_init, ifcfg, ifupdown, ini};
 use crate::error::Result;
 use crate::guest::inspect::Guest;
 use crate::guest::plan::{Draft, Line, Options};
@@ -15,6 +15,7 @@ pub const DHCP: &str = "the cloud hands out addresses by DHCP, on eth0";
 /// Fixes whatever configures the network.
 pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
     pins(draft)?;
+    ifcfg::unpin(draft, PIN)?;
     if options.keep_network {
         return Ok(());
     }
@@ -25,13 +26,14 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
     if guest.network.contains(&"ifupdown") {
         ifupdown::fix(cloud, draft)?;
     }
+    ifcfg::fix(draft)?;
     netplan(draft)?;
     ini::networkd(draft)?;
     ini::network_manager(draft)?;
     if guest.network.is_empty() && draft.fixes().len() == before {
         draft.warn(
             "network.unknown",
-            "nothing haul knows configures the network (ifupdown, netplan, systemd-networkd, NetworkManager)",
+            "nothing haul knows configures the network (ifupdown, netplan, systemd-networkd, ifcfg, NetworkManager)",
             "see that eth0 gets an address by DHCP in the cloud",
         );
     }
