@@ -446,6 +446,15 @@ fn a_debian_with_two_kernels_and_dep_and_swap_boots_on_virtio() {
 
 #[test]
 #[ignore = "long: scripts/test.sh --long"]
+fn a_debian_with_dracut_boots_on_virtio() {
+    let (disk, _) = debian_disk(&["initramfs=dracut"]);
+    assert_ne!(boots_unfixed(&disk, Hardware::Virtio), State::Up);
+    let words = fixed_and_booted(&["initramfs=dracut"], None);
+    assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+#[test]
+#[ignore = "long: scripts/test.sh --long"]
 fn a_debian_with_a_full_boot_partition_and_gpt_boots_on_virtio() {
     fixed_and_booted(&["pt=gpt", "boot=yes", "bootfull=95", "rootref=uuid"], None);
 }

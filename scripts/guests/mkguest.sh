@@ -6,6 +6,7 @@
 #   size=3G               of the disk                      pt=mbr|gpt         partition table (BIOS either way)
 #   rootref=dev|uuid|label  in fstab and kernel command line  boot=no|yes     /boot on a partition of its own
 #   initramfs=list|most|dep  MODULES= of initramfs-tools   bootfull=PERCENT   fill /boot to this (with boot=yes)
+#             dracut       in its place, in the tree too
 #   kernels=1|2           expected in the tree             swap=no|yes        partition, with resume from it
 #   cloudinit=yes|no                                       net=mac|dhcp|networkd
 #   payload=MB            random data in /srv/payload.bin  junk=MB            deleted random data, marked by a canary
@@ -205,7 +206,7 @@ in_guest systemctl -q enable beacon
 
 # --- Its initramfs: what a SATA server needs, or whatever it can hold.
 conf=$root/etc/initramfs-tools
-[ $swap_size = 0 ] || case ${key[rootref]} in
+[ $swap_size = 0 ] || [ "${key[initramfs]}" = dracut ] || case ${key[rootref]} in
   dev) echo "RESUME=$(device "$swap_number")" ;;
   *) echo "RESUME=UUID=$swap_uuid" ;;
 esac >"$conf/conf.d/resume"
@@ -217,9 +218,16 @@ case ${key[initramfs]} in
     sed -i 's/^MODULES=.*/MODULES=list/' "$conf/initramfs.conf"
     ;;
   most) ;;
+  dracut)
+    for kernel in "${kernels[@]}"; do
+      in_guest dracut -q --force --no-hostonly --omit-drivers 'virtio virtio_ring virtio_pci virtio_blk virtio_scsi virtio_net' \
+        "/boot/initrd.img-$kernel" "$kernel" >"$work/files/log" 2>&1 || { cat "$work/files/log" >&2; exit 1; }
+    done
+    ;;
   *) echo "unknown initramfs=${key[initramfs]}" >&2; exit 2 ;;
 esac
-in_guest update-initramfs -c -k all >"$work/files/log" 2>&1 || { cat "$work/files/log" >&2; exit 1; }
+[ "${key[initramfs]}" = dracut ] ||
+  in_guest update-initramfs -c -k all >"$work/files/log" 2>&1 || { cat "$work/files/log" >&2; exit 1; }
 if [ "${key[initramfs]}" = dep ]; then
   echo "$list" >"$conf/modules"
   sed -i 's/^MODULES=.*/MODULES=dep/' "$conf/initramfs.conf"

@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# tree.sh SUITE OUT.tar.zst [kernels=1|2]: a Debian server as a tree, for mkguest.sh to put on a disk. Needs root.
+# tree.sh SUITE OUT.tar.zst [kernels=1|2] [builder=initramfs-tools|dracut]: a Debian server as a tree, for mkguest.sh to put on a disk. Needs root.
 # It is made once per recipe and kept in the cache (HAUL_CACHE, else XDG_CACHE_HOME/haul, else ~/.cache/haul); OUT becomes
 # a link to it. kernels=2 adds the suite's other kernel of the same flavour. HAUL_MIRROR names another package mirror.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/deps.sh"
-suite=$1 out=$2 kernels=1
+suite=$1 out=$2 kernels=1 builder=initramfs-tools
 for option in "${@:3}"; do
-  case $option in kernels=1 | kernels=2) kernels=${option#*=} ;; *) echo "unknown option $option" >&2; exit 2 ;; esac
+  case $option in
+    kernels=1 | kernels=2) kernels=${option#*=} ;;
+    builder=initramfs-tools | builder=dracut) builder=${option#*=} ;;
+    *) echo "unknown option $option" >&2; exit 2 ;;
+  esac
 done
 
 packages=(
-  linux-image-amd64 systemd-sysv udev initramfs-tools grub-pc cloud-init ifupdown iproute2 openssh-server e2fsprogs
+  linux-image-amd64 systemd-sysv udev "$builder" grub-pc cloud-init ifupdown iproute2 openssh-server e2fsprogs
   netbase isc-dhcp-client kmod procps dbus
 )
 # What a server does not need to boot: its documents, and the drivers of what no server or virtual machine has.
