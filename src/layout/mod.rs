@@ -33,7 +33,7 @@ pub use ntfs::NtfsInfo;
 pub use owners::{Owner, Part, VolumeOwners, owners};
 pub use swap::SwapInfo;
 pub use used::{Usage, UsedMap, Volume, count_used, used_map};
-pub use xfs::XfsInfo;
+pub use xfs::{XfsInfo, xfs_files};
 
 /// Why a file system's map cannot be used.
 #[derive(Debug)]

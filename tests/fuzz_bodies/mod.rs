@@ -15,6 +15,7 @@ pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
 pub mod watched;
+pub mod xfs_files;
 
 use haul::error::Error;
 use input::View;
@@ -87,6 +88,7 @@ pub const BODIES: &[Body] = &[
     Body { name: "vmdk-extent", run: vmdk::fuzz_extent, seal: unsealed, held: 24 << 20 },
     Body { name: "archive", run: archive::fuzz_archive, seal: seal::archive, held: 256 << 20 },
     Body { name: "layout", run: layout::fuzz_layout, seal: seal::layout, held: 64 << 20 },
+    Body { name: "xfs-files", run: xfs_files::fuzz_xfs_files, seal: seal::layout, held: 64 << 20 },
     Body { name: "guest", run: guest::fuzz_guest, seal: seal::layout, held: 64 << 20 },
     Body { name: "guest-files", run: guest::fuzz_files, seal: unsealed, held: 64 << 20 },
     Body { name: "initramfs", run: guest::fuzz_initramfs, seal: unsealed, held: 192 << 20 },

@@ -1,7 +1,8 @@
-//! XFS: which blocks are in use, by the free-space B+trees of its allocation groups (the format is described in
-//! "XFS Filesystem Structure"; names are the ones used there).
+//! XFS: which blocks are in use, by the free-space B+trees of its allocation groups, and its files (the format is
+//! described in "XFS Filesystem Structure"; names are the ones used there).
 
 mod cover;
+mod files;
 mod free;
 mod log;
 mod map;
@@ -12,6 +13,7 @@ use uuid::Uuid;
 use super::field::le32;
 use super::{Step, require};
 
+pub use files::xfs_files;
 pub(super) use map::XfsMap;
 pub(super) use superblock::Superblock;
 

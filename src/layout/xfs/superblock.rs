@@ -136,6 +136,21 @@ impl Superblock {
 
     /// Checks that nothing in it is beyond what this code knows for sure, on a volume of `size` bytes.
     pub(super) fn check(&self, size: u64) -> Step<()> {
+        self.check_readable(size)?;
+        if self.checksums() {
+            unknown("read-only compatible", be32(&self.raw, 212) & !f::KNOWN_RO)?;
+            unknown("compatible", be32(&self.raw, 208))?;
+            unknown("log incompatible", be32(&self.raw, 220) & !f::KNOWN_LOG)?;
+        }
+        require(be64(&self.raw, 16) == 0 && be64(&self.raw, 24) == 0, || "it has a realtime device".into())?;
+        require(!self.has_external_log(), || "its log is on another device".into())?;
+        lies(self.free_blocks <= self.blocks, "free block count", self.free_blocks)?;
+        self.check_log()
+    }
+
+    /// Checks that nothing in it keeps its files from being read, on a volume of `size` bytes: a kernel that does not
+    /// know the other features still mounts it read-only.
+    pub(super) fn check_readable(&self, size: u64) -> Step<()> {
         require(matches!(self.version, 4 | 5), || format!("version {} is not known", self.version))?;
         self.check_sizes()?;
         if self.checksums() {
@@ -144,14 +159,15 @@ impl Superblock {
         self.check_features()?;
         let [in_progress] = bytes::<1>(&self.raw, 126);
         require(in_progress == 0, || "its making or copying was never finished".into())?;
-        require(be64(&self.raw, 16) == 0 && be64(&self.raw, 24) == 0, || "it has a realtime device".into())?;
-        require(be64(&self.raw, 48) != 0, || "its log is on another device".into())?;
         self.check_geometry(size)
     }
 
+    /// Whether the log is on a device of its own.
+    pub(super) fn has_external_log(&self) -> bool {
+        be64(&self.raw, 48) == 0
+    }
+
     fn check_features(&self) -> Step<()> {
-        let unknown =
-            |word: &str, bits: u32| require(bits == 0, || format!("{word} features {bits:#x} are not known"));
         require(be16(&self.raw, 100) & f::SHARED == 0, || "it has the feature shared".into())?;
         if !self.checksums() {
             // A second copy of the word lies where some old kernels put it, and counts as well.
@@ -159,10 +175,7 @@ impl Superblock {
         }
         let incompat = be32(&self.raw, 216);
         require(incompat & f::NEEDS_REPAIR == 0, || "it is marked as needing repair".into())?;
-        unknown("incompatible", incompat & !f::KNOWN_INCOMPAT)?;
-        unknown("read-only compatible", be32(&self.raw, 212) & !f::KNOWN_RO)?;
-        unknown("compatible", be32(&self.raw, 208))?;
-        unknown("log incompatible", be32(&self.raw, 220) & !f::KNOWN_LOG)
+        unknown("incompatible", incompat & !f::KNOWN_INCOMPAT)
     }
 
     /// A size in bytes at `at` and its exponent at `log_at`, which must agree.
@@ -179,11 +192,7 @@ impl Superblock {
     }
 
     fn check_geometry(&self, size: u64) -> Step<()> {
-        let lies = |holds: bool, field: &str, value: u64| {
-            require(holds, || format!("the superblock's {field} is {value}"))
-        };
         lies(self.blocks <= size / self.block_size, "block count", self.blocks)?;
-        lies(self.free_blocks <= self.blocks, "free block count", self.free_blocks)?;
         lies(
             (64..=MAX_AG / self.block_size).contains(&self.ag_blocks),
             "allocation group size",
@@ -200,7 +209,11 @@ impl Superblock {
             "allocation group count",
             self.ag_count,
         )?;
-        lies(self.ag(self.ag_count - 1).len() >= 64, "block count", self.blocks)?;
+        lies(self.ag(self.ag_count - 1).len() >= 64, "block count", self.blocks)
+    }
+
+    /// Checks that the log lies where one can.
+    pub(super) fn check_log(&self) -> Step<()> {
         let own = self.ag(self.log.start / self.ag_blocks);
         let room = Extent::new(own.start + self.header_blocks(), own.end);
         lies(
@@ -212,4 +225,12 @@ impl Superblock {
             self.log.start,
         )
     }
+}
+
+fn unknown(word: &str, bits: u32) -> Step<()> {
+    require(bits == 0, || format!("{word} features {bits:#x} are not known"))
+}
+
+fn lies(holds: bool, field: &str, value: u64) -> Step<()> {
+    require(holds, || format!("the superblock's {field} is {value}"))
 }
