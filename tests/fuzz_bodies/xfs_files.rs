@@ -15,25 +15,27 @@ const LONGEST: u64 = 1 << 30;
 const FILES: usize = 400;
 const NAMES: usize = 2000;
 const LOOKED_UP: usize = 60;
-/// Bytes read of a file, in pieces of a length that no block has.
-const READ: usize = 256 << 10;
+/// Bytes read of a file from its start, in pieces of a length that no block has, and places all over it.
+const READ: u64 = 64 << 10;
+const PLACES: u64 = 32;
 const PIECE: usize = 5000;
 
-/// An error must blame the file system.
-fn judge(error: &Error) {
+/// An error must blame the file system on `disk`.
+fn judge(error: &Error, disk: &str) {
     assert_eq!(error.kind(), Kind::Image, "{error:?}");
-    assert!(error.what().contains("fuzz"), "the disk is not named: {error:?}");
+    assert!(error.what().contains(disk), "the disk is not named: {error:?}");
 }
 
-/// Looks at the files of a file system, within bounds. It is fine when all could be read, and some were there.
-pub fn walk(files: &dyn Files) -> Outcome {
+/// Looks at the files of the file system on `disk`, within bounds. It is fine when all could be read, and some were
+/// there.
+pub fn walk(files: &dyn Files, disk: &str) -> Outcome {
     let mut seen = BTreeSet::new();
     let mut errors = BTreeSet::new();
     let mut todo = VecDeque::from([files.root()]);
     let mut known = BTreeSet::from([files.root()]);
     let mut left = FILES;
     let mut note = |error: Error| {
-        judge(&error);
+        judge(&error, disk);
         errors.insert(signature(&error));
     };
     while let Some(file) = todo.pop_front() {
@@ -75,7 +77,8 @@ pub fn walk(files: &dyn Files) -> Outcome {
             },
             FileKind::Regular => {
                 let mut buf = [0; PIECE];
-                for at in (0..READ as u64).step_by(PIECE).chain([info.size.saturating_sub(10)]) {
+                let places = (0..PLACES).map(|i| info.size / PLACES * i);
+                for at in (0..READ).step_by(PIECE).chain(places).chain([info.size.saturating_sub(10)]) {
                     match files.read(file, at, &mut buf) {
                         Ok(n) => assert_eq!(n as u64, info.size.saturating_sub(at).min(PIECE as u64)),
                         Err(error) => {
@@ -98,9 +101,9 @@ pub fn walk(files: &dyn Files) -> Outcome {
 pub fn fuzz_xfs_files(bytes: &[u8]) -> Outcome {
     let disk = Watched::within(input::disk(bytes, LONGEST), 400_000, 2 << 30);
     match xfs_files(Arc::new(disk)) {
-        Ok(files) => walk(&*files),
+        Ok(files) => walk(&*files, "fuzz"),
         Err(error) => {
-            judge(&error);
+            judge(&error, "fuzz");
             Outcome::Refused(signature(&error))
         }
     }
