@@ -23,7 +23,7 @@ use crate::error::{Error, Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::unit::Extent;
 
-pub use btrfs::BtrfsInfo;
+pub use btrfs::{BtrfsFiles, BtrfsInfo};
 pub use content::{Content, identify};
 pub use ext::ExtInfo;
 pub use fat::{ExfatInfo, FatInfo};

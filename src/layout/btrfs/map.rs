@@ -1,11 +1,10 @@
 //! The used blocks of one btrfs file system, read lazily: a chunk at a time.
 
-use super::chunk::{Chunk, Chunks, group};
-use super::superblock::{LEN, PLACES};
+use super::chunk::{Chunk, group};
 use super::tree::{Fs, Key, Pointer, kind, owner};
-use super::{Step, Superblock, log, require};
+use super::{Step, log, require};
 use crate::error::Result;
-use crate::io::{ReadAt, read_vec};
+use crate::io::ReadAt;
 use crate::layout::Stop;
 use crate::layout::batch::{Batch, Batches, Doubts};
 use crate::layout::field::le64;
@@ -14,8 +13,6 @@ use crate::unit::{Extent, ExtentMap, Extents, to_usize};
 
 /// Bytes from the start of the device that are never given out: boot loaders live there.
 const BOOT: Extent = Extent::new(0, 1 << 20);
-/// The object of the items that describe devices.
-const DEV_ITEMS: u64 = 1;
 /// What an extent item says it is: data, or a tree block.
 const DATA: u64 = 0x1;
 const TREE_BLOCK: u64 = 0x2;
@@ -39,13 +36,7 @@ pub(in crate::layout) struct BtrfsMap<D> {
 impl<D: ReadAt> BtrfsMap<D> {
     /// Opens the file system on `disk`, which is its only device; at most `max_chunks` chunks.
     pub fn open(disk: D, max_chunks: u64) -> std::result::Result<Self, Stop> {
-        let head = read_vec(&disk, 0, to_usize(disk.size().min(PLACES[0] + LEN)))?;
-        let sb = Superblock::parse(&head).ok_or_else(|| "its superblock is gone".to_owned())?;
-        sb.check(disk.size())?;
-        sb.check_mirrors(&disk)?;
-        let system = Chunks::of_system(&sb)?;
-        let mut fs = Fs::new(disk, sb, system);
-        fs.chunks = fs.all_chunks(max_chunks)?;
+        let fs = Fs::open(disk, max_chunks)?;
         let extents = fs.root_of(owner::EXTENT)?;
         let groups = if fs.sb.has_group_tree() { fs.root_of(owner::BLOCK_GROUP)? } else { extents };
         let mut map = BtrfsMap {
@@ -174,35 +165,6 @@ impl<D: ReadAt> BtrfsMap<D> {
             }
         }
         Ok(None)
-    }
-}
-
-impl<D: ReadAt> Fs<D> {
-    /// Reads the whole chunk tree, by the system chunks known so far.
-    fn all_chunks(&self, max: u64) -> Step<Chunks> {
-        let mut chunks = Chunks::default();
-        let mut devices = 0;
-        let device = self.sb.device();
-        self.items(self.sb.chunk_root(), Key::first_of(0)..Key::MAX, &mut |key, item| match key.kind {
-            kind::DEVICE => {
-                devices += 1;
-                let own = |at: usize, len: usize| {
-                    item.get(at..at + len).is_some_and(|bytes| device.get(at..at + len) == Some(bytes))
-                };
-                // Its number, length and UUID.
-                let sound = key.id == DEV_ITEMS && devices == 1 && own(0, 16) && own(66, 16);
-                require(sound, || "its chunk tree names another device".into())
-            }
-            kind::CHUNK => {
-                require((chunks.list().len() as u64) < max, || format!("it has more than {max} chunks"))?;
-                chunks.push(Chunk::parse(&self.sb, key, item)?)
-            }
-            other => Err(format!("its chunk tree has an item of kind {other}").into()),
-        })?;
-        require(devices == 1, || "its chunk tree names no device".into())?;
-        let same = self.chunks.list().iter().all(|chunk| chunks.holding(chunk.logical) == Some(chunk));
-        require(same, || "its superblock and its chunk tree name different chunks".into())?;
-        Ok(chunks)
     }
 }
 

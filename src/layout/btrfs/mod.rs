@@ -1,9 +1,11 @@
-//! btrfs on a single device: which blocks are in use, by its extent tree and, after a crash, its log trees (the format
-//! is described in the btrfs documentation, "On-disk format"; names are the ones used there).
+//! btrfs on a single device: which blocks are in use, by its extent tree and, after a crash, its log trees; and its files
+//! (the format is described in the btrfs documentation, "On-disk format"; names are the ones used there).
 
 mod chunk;
+mod files;
 mod log;
 mod map;
+mod open;
 mod superblock;
 mod tree;
 
@@ -11,6 +13,7 @@ use uuid::Uuid;
 
 use super::{Step, require};
 
+pub use files::BtrfsFiles;
 pub(super) use map::BtrfsMap;
 pub(super) use superblock::Superblock;
 

@@ -54,12 +54,19 @@ impl Checksum {
         }
     }
 
-    /// Whether `structure` begins with the checksum of what follows.
-    fn matches(self, structure: &[u8]) -> bool {
-        let Some((sum, data)) = structure.split_at_checked(CHECKSUM) else { return false };
+    /// Its length in bytes.
+    const fn len(self) -> usize {
         match self {
-            Checksum::Crc32c => le32(sum, 0) == crc32c::crc32c(data),
-            Checksum::Sha256 => Sha256::digest(data)[..] == *sum,
+            Checksum::Crc32c => 4,
+            Checksum::Sha256 => 32,
+        }
+    }
+
+    /// Whether `sum` is the checksum of `data`.
+    fn is_of(self, sum: &[u8], data: &[u8]) -> bool {
+        match self {
+            Checksum::Crc32c => *sum == crc32c::crc32c(data).to_le_bytes(),
+            Checksum::Sha256 => *sum == Sha256::digest(data)[..],
         }
     }
 }
@@ -161,9 +168,29 @@ impl Superblock {
         (address != 0).then_some(Pointer { address, generation, level, owner: owner::LOG })
     }
 
-    /// Whether a tree block's checksum matches.
+    /// The folder in the tree of roots that has names for subvolumes.
+    pub(super) fn root_folder(&self) -> u64 {
+        le64(&self.raw, 128)
+    }
+
+    fn checksum(&self) -> Option<Checksum> {
+        Checksum::of_type(le16(&self.raw, 196))
+    }
+
+    /// Length of a checksum in bytes: 4 to 32.
+    pub(super) fn sum_len(&self) -> usize {
+        self.checksum().map_or(CHECKSUM, Checksum::len)
+    }
+
+    /// Whether `sum`, of [`Superblock::sum_len`] bytes, is the checksum of `data`.
+    pub(super) fn is_sum_of(&self, sum: &[u8], data: &[u8]) -> bool {
+        self.checksum().is_some_and(|checksum| checksum.is_of(sum, data))
+    }
+
+    /// Whether a structure begins with the checksum of what follows.
     pub(super) fn intact(&self, structure: &[u8]) -> bool {
-        Checksum::of_type(le16(&self.raw, 196)).is_some_and(|checksum| checksum.matches(structure))
+        let parts = structure.split_at_checked(CHECKSUM);
+        parts.is_some_and(|(sum, data)| self.is_sum_of(sum.get(..self.sum_len()).unwrap_or_default(), data))
     }
 
     /// Checks that nothing in it is beyond what this code knows for sure, on a volume of `size` bytes.

@@ -29,12 +29,31 @@ pub(super) mod owner {
     pub const CHUNK: u64 = 3;
     pub const BLOCK_GROUP: u64 = 11;
     pub const LOG: u64 = 6_u64.wrapping_neg();
+    pub const CHECKSUM: u64 = 7;
+    /// The subvolume all others are in.
+    pub const TOP: u64 = 5;
+
+    /// Whether tree `id` is a subvolume's: above 2^48 are quota groups, and further up the trees of the system.
+    pub const fn is_subvolume(id: u64) -> bool {
+        id == TOP || (id >= 256 && id < 1 << 48)
+    }
+
+    /// Whether a block of tree `block` may be in tree `tree`: a snapshot shares blocks with what it is of, which may be
+    /// gone.
+    pub const fn fits(block: u64, tree: u64) -> bool {
+        block == tree || (is_subvolume(block) && is_subvolume(tree))
+    }
 }
 
 /// Kinds of items.
 pub(super) mod kind {
+    pub const INODE: u8 = 1;
+    pub const NAME: u8 = 84;
+    pub const NAME_BY_INDEX: u8 = 96;
     pub const EXTENT_DATA: u8 = 108;
+    pub const SUMS: u8 = 128;
     pub const ROOT: u8 = 132;
+    pub const ROOT_REF: u8 = 156;
     pub const EXTENT: u8 = 168;
     pub const METADATA: u8 = 169;
     pub const OWNER_REF: u8 = 172;
@@ -104,7 +123,98 @@ pub(super) struct Fs<D> {
     pub disk: D,
     pub sb: Superblock,
     pub chunks: Chunks,
-    kept: Mutex<VecDeque<(Pointer, Arc<Vec<u8>>)>>,
+    kept: Mutex<VecDeque<(Place, Arc<Block>)>>,
+}
+
+/// A tree block, as its parent speaks of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    at: Pointer,
+    /// Its first key; `None` for a root.
+    first: Option<Key>,
+    /// All its keys are below this one.
+    end: Key,
+}
+
+impl Place {
+    const fn of_root(at: Pointer) -> Self {
+        Place { at, first: None, end: Key::MAX }
+    }
+}
+
+/// A tree block that was checked: its keys are in order, and its items lie in it.
+struct Block {
+    raw: Vec<u8>,
+    /// Number of its entries.
+    count: usize,
+    place: Place,
+}
+
+impl Block {
+    fn entry(&self, i: usize) -> usize {
+        HEADER + i * if self.place.at.level == 0 { ITEM } else { POINTER }
+    }
+
+    fn key(&self, i: usize) -> Key {
+        Key::read(&self.raw, self.entry(i))
+    }
+
+    /// Number of keys that are not above `key`.
+    fn not_above(&self, key: Key) -> usize {
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.key(middle) <= key { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+
+    /// Where item `i` of a leaf begins behind the header, and its length.
+    fn bounds(&self, i: usize) -> (usize, usize) {
+        let at = self.entry(i) + Key::LEN;
+        (to_usize(le32(&self.raw, at).into()), to_usize(le32(&self.raw, at + 4).into()))
+    }
+
+    /// Item `i` of a leaf.
+    fn item(&self, i: usize) -> &[u8] {
+        let (start, len) = self.bounds(i);
+        self.raw.get(HEADER + start..HEADER + start + len).unwrap_or_default()
+    }
+
+    /// The block that pointer `i` leads to.
+    fn child(&self, i: usize) -> Place {
+        let (entry, at) = (self.entry(i) + Key::LEN, self.place.at);
+        let (address, generation) = (le64(&self.raw, entry), le64(&self.raw, entry + 8));
+        let pointer = Pointer { address, generation, level: at.level.saturating_sub(1), owner: at.owner };
+        let end = if i + 1 < self.count { self.key(i + 1) } else { self.place.end };
+        Place { at: pointer, first: Some(self.key(i)), end }
+    }
+}
+
+/// A leaf of a tree.
+pub(super) struct Leaf(Arc<Block>);
+
+impl Leaf {
+    /// Not above any key of the leaves behind it; [`Key::MAX`] when there is none.
+    pub fn end(&self) -> Key {
+        self.0.place.end
+    }
+
+    /// Its items in `range`, in order.
+    pub fn items(&self, range: Range<Key>) -> impl Iterator<Item = (Key, &[u8])> {
+        let items = (0..self.0.count).map(|i| (self.0.key(i), self.0.item(i)));
+        items.skip_while(move |(key, _)| *key < range.start).take_while(move |(key, _)| *key < range.end)
+    }
+
+    /// Its last item whose key is not above `key` and of the same object and kind, and the offset of the next one, here
+    /// or in the leaves behind it: `u64::MAX` when there is none.
+    pub fn floor(&self, key: Key) -> (Option<(Key, &[u8])>, u64) {
+        let own = |other: &Key| (other.id, other.kind) == (key.id, key.kind);
+        let next = self.0.not_above(key);
+        let found = next.checked_sub(1).map(|i| (self.0.key(i), self.0.item(i)));
+        let next = if next < self.0.count { self.0.key(next) } else { self.end() };
+        (found.filter(|(found, _)| own(found)), if own(&next) { next.offset } else { u64::MAX })
+    }
 }
 
 /// What a walk through a tree comes across.
@@ -152,72 +262,86 @@ impl<D: ReadAt> Fs<D> {
         range: Range<Key>,
         visit: &mut dyn FnMut(Seen<'_>) -> Step<()>,
     ) -> Step<()> {
-        self.node(root, None, Key::MAX, &range, visit)
+        self.node(Place::of_root(root), &range, visit)
     }
 
-    /// Visits a block whose first key is `first`, if known, and whose keys are below `end`.
+    /// The leaf in which `key` is, if it is in the tree; it has the last key that is not above it.
+    pub fn leaf(&self, root: Pointer, key: Key) -> Step<Leaf> {
+        let mut place = Place::of_root(root);
+        loop {
+            let block = self.block(place)?;
+            if place.at.level == 0 {
+                return Ok(Leaf(block));
+            }
+            place = block.child(block.not_above(key).saturating_sub(1));
+        }
+    }
+
     fn node(
         &self,
-        at: Pointer,
-        first: Option<Key>,
-        end: Key,
+        place: Place,
         range: &Range<Key>,
         visit: &mut dyn FnMut(Seen<'_>) -> Step<()>,
     ) -> Step<()> {
-        let raw = self.block(at)?;
-        visit(Seen::Block(at.address))?;
-        let wrong = |what: &str| format!("tree block {} {what}", at.address);
-        let entry = if at.level == 0 { ITEM } else { POINTER };
-        let count = to_usize(le32(&raw, 96).into());
-        let most = (raw.len() - HEADER) / entry;
-        // Only a tree without items has an empty block: its root.
-        let least = usize::from(at.level > 0 || first.is_some());
-        require((least..=most).contains(&count), || wrong(&format!("has {count} entries")))?;
-        let key = |i: usize| Key::read(&raw, HEADER + i * entry);
-        require(first.is_none_or(|first| first == key(0)), || wrong("does not begin with its key"))?;
-        let ordered = (1..count).all(|i| key(i - 1) < key(i)) && (count == 0 || key(count - 1) < end);
-        require(ordered, || wrong("has keys out of order"))?;
-        let mut data_end = raw.len() - HEADER;
-        for i in 0..count {
-            let place = HEADER + i * entry + Key::LEN;
-            if at.level == 0 {
-                let (start, len) =
-                    (to_usize(le32(&raw, place).into()), to_usize(le32(&raw, place + 4).into()));
-                let sound = start.checked_add(len) == Some(data_end) && start >= count * ITEM;
-                require(sound, || wrong("has items out of order"))?;
-                data_end = start;
-                if range.contains(&key(i)) {
-                    let item = raw.get(HEADER + start..HEADER + start + len).unwrap_or_default();
-                    visit(Seen::Item(key(i), item))?;
+        let block = self.block(place)?;
+        visit(Seen::Block(place.at.address))?;
+        for i in 0..block.count {
+            if place.at.level == 0 {
+                if range.contains(&block.key(i)) {
+                    visit(Seen::Item(block.key(i), block.item(i)))?;
                 }
                 continue;
             }
-            let next = if i + 1 < count { key(i + 1) } else { end };
-            if key(i) < range.end && range.start < next {
-                let (address, generation) = (le64(&raw, place), le64(&raw, place + 8));
-                let child = Pointer { address, generation, level: at.level - 1, owner: at.owner };
-                self.node(child, Some(key(i)), next, range, visit)?;
+            let child = block.child(i);
+            if block.key(i) < range.end && range.start < child.end {
+                self.node(child, range, visit)?;
             }
         }
         Ok(())
     }
 
-    /// Reads a tree block: the first of its copies that is what the pointer to it says.
-    fn block(&self, at: Pointer) -> Step<Arc<Vec<u8>>> {
+    /// The tree block at `place`, checked.
+    fn block(&self, place: Place) -> Step<Arc<Block>> {
         let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut blocks = kept();
-        if let Some(place) = blocks.iter().position(|(pointer, _)| *pointer == at)
-            && let Some(found) = blocks.remove(place)
+        if let Some(number) = blocks.iter().position(|(kept, _)| *kept == place)
+            && let Some(found) = blocks.remove(number)
         {
             let block = Arc::clone(&found.1);
             blocks.push_front(found);
             return Ok(block);
         }
         drop(blocks);
-        let block = Arc::new(self.read(at)?);
+        let block = Arc::new(self.sound(place)?);
         let mut blocks = kept();
         blocks.truncate(KEPT - 1);
-        blocks.push_front((at, Arc::clone(&block)));
+        blocks.push_front((place, Arc::clone(&block)));
+        Ok(block)
+    }
+
+    /// Reads a tree block and checks that its keys and items are in order.
+    fn sound(&self, place: Place) -> Step<Block> {
+        let at = place.at;
+        let raw = self.read(at)?;
+        let wrong = |what: &str| format!("tree block {} {what}", at.address);
+        let count = to_usize(le32(&raw, 96).into());
+        let most = (raw.len() - HEADER) / if at.level == 0 { ITEM } else { POINTER };
+        // Only a tree without items has an empty block: its root.
+        let least = usize::from(at.level > 0 || place.first.is_some());
+        require((least..=most).contains(&count), || wrong(&format!("has {count} entries")))?;
+        let mut data_end = raw.len() - HEADER;
+        let block = Block { raw, count, place };
+        let begins = place.first.is_none_or(|first| first == block.key(0));
+        require(begins, || wrong("does not begin with its key"))?;
+        let ordered = (1..count).all(|i| block.key(i - 1) < block.key(i))
+            && (count == 0 || block.key(count - 1) < place.end);
+        require(ordered, || wrong("has keys out of order"))?;
+        for i in (0..count).filter(|_| at.level == 0) {
+            let (start, len) = block.bounds(i);
+            let sound = start.checked_add(len) == Some(data_end) && start >= count * ITEM;
+            require(sound, || wrong("has items out of order"))?;
+            data_end = start;
+        }
         Ok(block)
     }
 
@@ -251,7 +375,7 @@ impl<D: ReadAt> Fs<D> {
             (bytes::<16>(raw, 32) == self.sb.tree_uuid(), "belongs to another file system"),
             (le64(raw, 48) == at.address, "belongs elsewhere"),
             (le64(raw, 80) == at.generation, "is of another generation than its pointer says"),
-            (le64(raw, 88) == at.owner, "belongs to another tree"),
+            (owner::fits(le64(raw, 88), at.owner), "belongs to another tree"),
             (level == at.level, "is of another level than its pointer says"),
         ];
         checks.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, what)| Err(*what))
