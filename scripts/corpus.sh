@@ -198,6 +198,28 @@ if wanted layout; then
   new 64k; seed layout broken-empty img
 fi
 
+if wanted btrfs-files; then
+  # Data on the disk is of one letter, to be small; what is inline is not under the checksums of data.
+  fill() { # FOLDER
+    for len in 5 900 3000; do head -c $len <(yes "line $len") > "$1/inline $len"; done
+    head -c 20000 /dev/zero | tr '\0' x > "$1/plain"; truncate -s 30k "$1/plain"; head -c 140000 /dev/zero | tr '\0' y > "$1/long"
+    truncate -s 100k "$1/sparse"; printf z | dd of="$1/sparse" bs=1 seek=50000 conv=notrunc status=none
+    ln -s "inline 5" "$1/link"; mkfifo "$1/pipe"
+  }
+  made() { # NAME MIB MKFS-ARGUMENTS MOUNT-OPTIONS
+    rm -f img; truncate -s "$2M" img; mkfs.btrfs -q -f -U 33333333-3333-4333-8333-333333333333 $3 img
+    mkdir -p mnt; mount -o "loop,$4" img mnt
+    btrfs -q subvolume create mnt/@; fill mnt/@; btrfs -q subvolume create mnt/@/nested; echo nested > mnt/@/nested/file
+    btrfs -q subvolume snapshot mnt/@ mnt/snapshot; cp --reflink=always mnt/@/long mnt/long
+    printf over | dd of=mnt/long bs=1 seek=70000 conv=notrunc status=none; fallocate -o 200k -l 64k mnt/long
+    btrfs -q subvolume set-default mnt/@; umount mnt; seed btrfs-files "$1" img
+  }
+  made good-plain 110 '-m single -n 4096' ''
+  made good-zlib 110 '-m single -n 4096' compress-force=zlib,max_inline=3500
+  made good-lzo 40 '-M -n 4096' compress-force=lzo,max_inline=3500
+  made good-zstd 110 '-m single -n 4096 -O ^no-holes' compress-force=zstd,max_inline=3500
+fi
+
 if wanted guest; then
   rm -rf tree; mkdir -p tree/{etc/network,boot/grub,bin,lib/modules/6.1.0-1-amd64,etc/default}
   printf 'ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian 12"\n' > tree/etc/os-release

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod archive;
+pub mod files;
 pub mod guest;
 pub mod input;
 pub mod layout;
@@ -89,6 +90,7 @@ pub const BODIES: &[Body] = &[
     Body { name: "archive", run: archive::fuzz_archive, seal: seal::archive, held: 256 << 20 },
     Body { name: "layout", run: layout::fuzz_layout, seal: seal::layout, held: 64 << 20 },
     Body { name: "xfs-files", run: xfs_files::fuzz_xfs_files, seal: seal::layout, held: 64 << 20 },
+    Body { name: "btrfs-files", run: files::fuzz_btrfs, seal: seal::layout, held: 64 << 20 },
     Body { name: "guest", run: guest::fuzz_guest, seal: seal::layout, held: 64 << 20 },
     Body { name: "guest-files", run: guest::fuzz_files, seal: unsealed, held: 64 << 20 },
     Body { name: "initramfs", run: guest::fuzz_initramfs, seal: unsealed, held: 192 << 20 },

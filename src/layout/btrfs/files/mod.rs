@@ -22,8 +22,8 @@ use extent::{Content, FileExtent};
 use item::{Entry, Inode, Location};
 use subvolume::Subvolume;
 
-/// Most chunks: 24 MiB of them. One of 1 GiB each is usual.
-const MAX_CHUNKS: u64 = 1 << 19;
+/// Most chunks: 10 MiB of them. They are usually of 1 GiB.
+const MAX_CHUNKS: u64 = 1 << 18;
 /// Longest target of a link, in bytes, as in Linux.
 const MAX_TARGET: u64 = 4096;
 /// Largest file, in bytes, as in Linux.
