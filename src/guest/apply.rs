@@ -5,6 +5,8 @@
 //! the guest's tree, edits its files and runs its programs. Each dies with its parent, so a kill anywhere takes
 //! every mount, loop device and connection with it; the overlay stays unsealed and is thrown away.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -307,26 +309,35 @@ fn own_mounts(task: &Path) -> Result<bool> {
         .map_err(|error| folder_error(&export, error))?;
     let root = task.folder.join("root");
     fs::create_dir(&root).map_err(|error| folder_error(&root, error))?;
-    let mut mounted = Vec::new();
+    // One device for each file system, however often it is mounted: two of one btrfs would be taken for two of its disks.
+    let mut devices: BTreeMap<u64, LoopDevice> = BTreeMap::new();
     for mount in &task.plan.mounts {
-        mounted.push((mount.point.clone(), mount_one(&disk, mount, &root)?));
+        let device = match devices.entry(mount.start) {
+            Entry::Occupied(device) => device.into_mut(),
+            Entry::Vacant(room) => {
+                room.insert(LoopDevice::attach(&disk, Extent::new(mount.start, mount.end), false)?)
+            }
+        };
+        namespace::mount_beneath(device.path(), &mount.kind, &root, &mount.point, &mount_options(mount))?;
     }
     let fixes = &task.plan.fixes;
     let done = namespace::confined(&root, LIMITS, || in_the_box(fixes))?;
-    while let Some((point, device)) = mounted.pop() {
-        let point = root.join(point.trim_start_matches('/'));
-        namespace::unmount(&point)?;
-        drop(device);
+    for mount in task.plan.mounts.iter().rev() {
+        namespace::unmount(&root.join(mount.point.trim_start_matches('/')))?;
     }
+    drop(devices);
     drop(disk);
     namespace::unmount(&export)?;
     Ok(done)
 }
 
-fn mount_one(disk: &File, mount: &PlannedMount, root: &Path) -> Result<LoopDevice> {
-    let device = LoopDevice::attach(disk, Extent::new(mount.start, mount.end), false)?;
-    namespace::mount_beneath(device.path(), &mount.kind, root, &mount.point, "")?;
-    Ok(device)
+/// What the kernel is told beside the guest's own options: XFS refuses a second file system of one UUID, and the host may
+/// have the very original mounted.
+fn mount_options(mount: &PlannedMount) -> String {
+    match mount.kind.as_str() {
+        "xfs" => "nouuid".to_owned(),
+        _ => mount.options.clone(),
+    }
 }
 
 /// The steps, in the guest's tree.

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::ext::ExtVolume;
 use super::linux::fstab;
 use super::tree::{Tree, Volume};
+use super::volume::FilesVolume;
 use crate::error::{Error, Kind, Result};
 use crate::io::{ReadAt, Window};
-use crate::layout::{self, PartitionType};
+use crate::layout::{self, BtrfsFiles, PartitionType};
 use crate::unit::Extent;
 
 /// EFI system partition (UEFI specification, 5.3.3).
@@ -53,6 +54,17 @@ pub enum BootMode {
     Uefi,
 }
 
+/// A part of the guest's tree: where, and what of which file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounted {
+    /// The guest's path.
+    pub point: String,
+    /// The file system's place in the list.
+    pub filesystem: usize,
+    /// What mount(8) must be told beside: `subvol=/@`, or nothing.
+    pub options: String,
+}
+
 /// A disk taken apart.
 pub struct Opened {
     /// The guest's files.
@@ -61,62 +73,113 @@ pub struct Opened {
     pub filesystems: Vec<FileSystem>,
     /// How it boots.
     pub boot: BootMode,
+    /// What the tree is put together from, the root first.
+    pub mounts: Vec<Mounted>,
+    /// Why files that were read may be older than what was committed.
+    pub stale: Vec<String>,
 }
+
+/// Subvolumes in which systems put their root on btrfs, where it is not the default one.
+const ROOTS: [&str; 4] = ["@", "@rootfs", "root", "@/.snapshots/1/snapshot"];
 
 /// Finds the guest on `disk`: its root is the file system with /etc/fstab or /etc/os-release, the rest follows
 /// fstab. Fails when there is no root, or more than one.
 pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     let (mut filesystems, boot) = file_systems(&disk)?;
+    let mut stale = Vec::new();
     let mut roots = Vec::new();
     for (i, fs) in filesystems.iter().enumerate() {
-        if !fs.kind.starts_with("ext") {
-            continue;
-        }
-        let volume = volume(&disk, fs)?;
-        if volume.node("/etc/os-release")?.or(volume.node("/etc/fstab")?).is_some() {
-            roots.push((i, volume));
+        let candidates = match fs.kind.as_str() {
+            "btrfs" => ROOTS.iter().map(|path| format!("subvol=/{path}")).collect(),
+            _ => Vec::new(),
+        };
+        for options in std::iter::once(String::new()).chain(candidates) {
+            let Some(volume) = volume(&disk, fs, &options, &mut stale)? else { break };
+            if volume.node("/etc/os-release")?.or(volume.node("/etc/fstab")?).is_some() {
+                roots.push((i, options, volume));
+                break;
+            }
         }
     }
     let no_root = |why: &str| {
         Error::new(Kind::Image, "guest.no-root", format!("cannot find a Linux system on {}", disk.name()))
             .because(why)
-            .remedy("haul fixes systems with one ext2/3/4 root; `haul inspect` shows what is on the disk")
+            .remedy("haul fixes systems with one root on ext2/3/4, XFS or btrfs; `haul inspect` shows what is on the disk")
             .fact("disk", disk.name())
     };
-    let (root, volume_of_root) = match roots.len() {
-        0 => return Err(no_root("no ext2/3/4 file system has /etc/os-release or /etc/fstab")),
+    let (root, options, volume_of_root) = match roots.len() {
+        0 => return Err(no_root("no ext2/3/4, XFS or btrfs file system has /etc/os-release or /etc/fstab")),
         1 => roots.remove(0),
         _ => return Err(no_root("more than one file system has /etc/os-release")),
     };
-    let mut tree = Tree::new(Box::new(volume_of_root));
+    let mut tree = Tree::new(volume_of_root);
     filesystems[root].point = Some("/".into());
+    let mut mounts = vec![Mounted { point: "/".into(), filesystem: root, options }];
     let entries = fstab::parse(&tree.text("/etc/fstab")?.unwrap_or_default());
     let names = fstab::Names::new(&filesystems, fstab::root_spec(&entries));
-    let mut points: Vec<(String, usize)> = Vec::new();
+    let mut wanted: Vec<Mounted> = Vec::new();
     for entry in &entries {
-        if let Some(i) = names.find(&entry.spec)
-            && entry.point.starts_with('/')
-            && entry.point != "/"
-            && i != root
-            && filesystems[i].kind.starts_with("ext")
-            && points.iter().all(|(point, at)| *point != entry.point && *at != i)
+        let Some(i) = names.find(&entry.spec) else { continue };
+        let is_subvolume = filesystems[i].kind == "btrfs";
+        let point = entry.point.trim_end_matches('/').to_owned();
+        if point.starts_with('/')
+            && (i != root || is_subvolume)
+            && wanted.iter().all(|other| other.point != point && (other.filesystem != i || is_subvolume))
         {
-            points.push((entry.point.trim_end_matches('/').to_owned(), i));
+            let subvolume = |option: &&str| option.starts_with("subvol=") || option.starts_with("subvolid=");
+            let options = entry.options.split(',').find(subvolume).filter(|_| is_subvolume);
+            wanted.push(Mounted { point, filesystem: i, options: options.unwrap_or_default().to_owned() });
         }
     }
-    points.sort();
-    for (point, i) in points {
+    wanted.sort_by(|a, b| a.point.cmp(&b.point));
+    for mounted in wanted {
         // A mount point is a folder of the guest, and no link: what it hides must be what the guest hides.
-        if tree.resolve(&point)?.as_deref() == Some(point.as_str()) {
-            tree.mount(&point, Box::new(volume(&disk, &filesystems[i])?));
-            filesystems[i].point = Some(point);
+        if tree.resolve(&mounted.point)?.as_deref() == Some(mounted.point.as_str())
+            && let Some(volume) =
+                volume(&disk, &filesystems[mounted.filesystem], &mounted.options, &mut stale)?
+        {
+            tree.mount(&mounted.point, volume);
+            filesystems[mounted.filesystem].point.get_or_insert_with(|| mounted.point.clone());
+            mounts.push(mounted);
         }
     }
-    Ok(Opened { tree, filesystems, boot })
+    stale.dedup();
+    Ok(Opened { tree, filesystems, boot, mounts, stale })
 }
 
-fn volume(disk: &Arc<dyn ReadAt>, fs: &FileSystem) -> Result<ExtVolume> {
-    ExtVolume::open(window(disk, fs))
+/// The files of a file system, of btrfs those of the subvolume that `options` name, or else of the default one; `None`
+/// when haul does not read its kind, or there is no such subvolume.
+fn volume(
+    disk: &Arc<dyn ReadAt>,
+    fs: &FileSystem,
+    options: &str,
+    stale: &mut Vec<String>,
+) -> Result<Option<Box<dyn Volume>>> {
+    let window = window(disk, fs);
+    let name = window.name();
+    let volume = match fs.kind.as_str() {
+        kind if kind.starts_with("ext") => return Ok(Some(Box::new(ExtVolume::open(window)?))),
+        "xfs" => FilesVolume::new(layout::xfs_files(Arc::new(window))?, name.clone()),
+        "btrfs" => match subvolume(BtrfsFiles::open(Arc::new(window))?, options, &name)? {
+            Some(volume) => volume,
+            None => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    stale.extend(volume.stale().map(|why| format!("{name}: {why}")));
+    Ok(Some(Box::new(volume)))
+}
+
+fn subvolume(files: BtrfsFiles, options: &str, name: &str) -> Result<Option<FilesVolume>> {
+    if let Some(path) = options.strip_prefix("subvol=") {
+        return FilesVolume::new(Box::new(files), name.to_owned())
+            .below(&format!("/{}", path.trim_matches('/')));
+    }
+    let id = match options.strip_prefix("subvolid=") {
+        Some(id) => id.parse().unwrap_or(0),
+        None => files.default_subvolume()?,
+    };
+    Ok(files.rooted_at(id)?.map(|files| FilesVolume::new(Box::new(files), name.to_owned())))
 }
 
 fn window(disk: &Arc<dyn ReadAt>, fs: &FileSystem) -> Window<Arc<dyn ReadAt>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::disk::{self, BootMode, FileSystem};
+use super::disk::{self, BootMode, FileSystem, Mounted};
 use super::kernels::{Kernel, kernels};
 use super::loader::{self, Menu};
 use super::os::{self, Os};
@@ -21,6 +21,10 @@ pub struct Guest {
     pub tree: Tree,
     /// The file systems and swap spaces on the disk.
     pub filesystems: Vec<FileSystem>,
+    /// What its tree is put together from, the root first.
+    pub mounts: Vec<Mounted>,
+    /// Why files that were read may be older than what was committed.
+    pub stale: Vec<String>,
     /// How the disk boots.
     pub boot: BootMode,
     /// The operating system.
@@ -56,12 +60,16 @@ pub struct CloudInit {
 /// Inspects the guest on `disk`, without mounting anything.
 pub fn inspect(disk: Arc<dyn ReadAt>) -> Result<Guest> {
     let opened = disk::open(disk)?;
-    from_tree(opened.tree, opened.filesystems, opened.boot)
+    let guest = from_tree(opened.tree, opened.filesystems, opened.boot)?;
+    Ok(Guest { mounts: opened.mounts, stale: opened.stale, ..guest })
 }
 
 /// Inspects a guest whose files are already at hand.
 pub fn from_tree(tree: Tree, filesystems: Vec<FileSystem>, boot: BootMode) -> Result<Guest> {
     let menus = loader::menus(&tree)?;
+    let mounted = |(filesystem, fs): (usize, &FileSystem)| {
+        Some(Mounted { point: fs.point.clone()?, filesystem, options: String::new() })
+    };
     Ok(Guest {
         os: os::detect(&tree)?,
         arch: arch(&tree)?,
@@ -72,6 +80,8 @@ pub fn from_tree(tree: Tree, filesystems: Vec<FileSystem>, boot: BootMode) -> Re
         cloud_init: cloud_init(&tree)?,
         network: network(&tree)?,
         tree,
+        mounts: filesystems.iter().enumerate().filter_map(mounted).collect(),
+        stale: Vec::new(),
         filesystems,
         boot,
     })

@@ -128,6 +128,9 @@ pub struct PlannedMount {
     pub kind: String,
     /// Where the guest mounts it.
     pub point: String,
+    /// Options it needs for that: `subvol=/@`.
+    #[serde(default)]
+    pub options: String,
 }
 
 impl Plan {
@@ -140,29 +143,32 @@ impl Plan {
 /// Plans the fixes `guest` needs. Reads the tree, changes nothing; the same tree gives the same plan.
 pub fn plan(guest: &Guest, options: &Options) -> Result<Plan> {
     let mut draft = Draft::new(&guest.tree);
+    for why in &guest.stale {
+        draft.warn("disk.stale", why, "unmount it cleanly, or freeze it while it is copied");
+    }
     linux::fixes(guest, options, &mut draft)?;
     let mut plan = Plan { fixes: draft.fixes, findings: draft.findings, mounts: Vec::new() };
     if !plan.is_empty() {
-        plan.mounts = mounts(guest)?;
+        plan.mounts = mounts(guest);
     }
     Ok(plan)
 }
 
 /// The root, and what the guest mounts below it and the fixes touch: /boot, /usr, /var and the like.
-fn mounts(guest: &Guest) -> Result<Vec<PlannedMount>> {
+fn mounts(guest: &Guest) -> Vec<PlannedMount> {
     let mut mounts: Vec<PlannedMount> = Vec::new();
-    for fs in &guest.filesystems {
-        if let Some(point) = &fs.point {
-            mounts.push(PlannedMount {
-                start: fs.extent.start,
-                end: fs.extent.end,
-                kind: fs.kind.clone(),
-                point: point.clone(),
-            });
-        }
+    for mounted in &guest.mounts {
+        let Some(fs) = guest.filesystems.get(mounted.filesystem) else { continue };
+        mounts.push(PlannedMount {
+            start: fs.extent.start,
+            end: fs.extent.end,
+            kind: fs.kind.clone(),
+            point: mounted.point.clone(),
+            options: mounted.options.clone(),
+        });
     }
     mounts.sort_by(|a, b| a.point.len().cmp(&b.point.len()).then(a.point.cmp(&b.point)));
-    Ok(mounts)
+    mounts
 }
 
 /// A plan in the making: the tree with the changes so far on top.
