@@ -220,6 +220,41 @@ if wanted btrfs-files; then
   made good-zstd 110 '-m single -n 4096 -O ^no-holes' compress-force=zstd,max_inline=3500
 fi
 
+if wanted xfs-files; then
+  uuid=33333333-3333-4333-8333-333333333333
+  new() { rm -f img; truncate -s "$1" img; }
+  # Put there by mkfs.xfs: folders of each form but the longest.
+  for i in 1 2 3; do echo "file $i" > "f$i"; done; : > f0
+  files() { # COUNT PATTERN: a folder
+    printf 'folder-%s d--755 0 0\n' "$1"; for i in $(seq "$1"); do printf "$2 ---644 0 0 f%s\\n" "$i" $((i < 4 ? i : 0)); done; echo '$'
+  }
+  proto() { printf '/stand/diag\n0 0\nd--755 0 0\n'; "$@"; printf 'short l--777 0 0 f1\npipe p--644 0 0\n$\n'; }
+  few() { files 0; files 3 'name-%s'; files 20 'a-longer-name-%s.conf'; files 30 "$(printf 'n%.0s' $(seq 180))%s"; }
+  many() { few; files 540 'entry-%s'; printf 'long l--777 0 0 %s\n' "$(printf 't%.0s' $(seq 700))"; }
+  proto few > proto; new 64M
+  mkfs.xfs -q -f -m uuid=$uuid -d agcount=2 --unsupported -l size=6m -p proto img; seed xfs-files good-v5 img
+  proto many > proto; new 64M
+  mkfs.xfs -q -f -m crc=0,finobt=0,uuid=$uuid -b size=512 -d agcount=2 --unsupported -p proto img 2>/dev/null; seed xfs-files good-v4 img
+  # By the kernel: many names of few files, targets in blocks of their own, extents in a tree; data of zeroes.
+  new 64M; mkfs.xfs -q -f -m uuid=$uuid -b size=1024 -d agcount=2 --unsupported -l size=6m img
+  mkdir -p mnt; mount -o loop img mnt
+  mkdir mnt/folder; echo content > mnt/folder/file
+  for i in $(seq 600); do ln mnt/folder/file "mnt/folder/entry-$i"; done; rm mnt/folder/entry-2?
+  for i in 400 700 1000; do ln -s "$(printf 't%.0s' $(seq $i))" mnt/link-$i; done
+  python3 - <<'PY'
+with open('mnt/pieces', 'wb') as file:
+    for i in range(300):
+        file.seek(i * 4096)
+        file.write(bytes(1024))
+PY
+  xfs_io -f -c 'falloc 0 64k' -c 'pwrite -q -S 0 5k 3k' mnt/falloc; mknod mnt/device b 7 1
+  umount mnt
+  # Without its log, which the kernel fills.
+  read -r logstart agblklog agblocks logblocks < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks logblocks' img | awk '{print $3}' | xargs)
+  fallocate -p -o $((((logstart >> agblklog) * agblocks + (logstart & ((1 << agblklog) - 1))) * 1024)) -l $((logblocks * 1024)) img
+  seed xfs-files good-kernel img
+fi
+
 if wanted guest; then
   rm -rf tree; mkdir -p tree/{etc/network,boot/grub,bin,lib/modules/6.1.0-1-amd64,etc/default}
   printf 'ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian 12"\n' > tree/etc/os-release

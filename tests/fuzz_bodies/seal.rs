@@ -223,14 +223,22 @@ fn xfs(view: &mut View<'_>, start: u64) {
     }
     let be = |at, len| view.get(start + at, len).iter().fold(0, |n, byte| n << 8 | usize::from(*byte));
     let (sector, block) = (be(102, 2).clamp(512, 4096), be(4, 4).clamp(512, 65536));
-    let kinds: [(&[u8], usize, usize); 6] = [
+    let inode = be(104, 2).clamp(512, 2048);
+    let folder = block << be(192, 1).min(7);
+    let kinds: [(&[u8], usize, usize); 10] = [
         (b"XFSB", sector, 224),
         (b"XAGF", sector, 216),
         (b"XAGI", sector, 312),
         (b"XAFL", sector, 32),
         (b"AB3B", block, 52),
         (b"AB3C", block, 52),
+        (b"BMA3", block, 64),
+        (b"XSLM", block, 12),
+        (b"XDB3", folder, 4),
+        (b"XDD3", folder, 4),
     ];
+    // A folder's index has its magic numbers behind two pointers.
+    let index = [[0x3d, 0xf1], [0x3d, 0xff], [0x3e, 0xbe]];
     let places: Vec<u64> = view
         .pieces()
         .iter()
@@ -241,6 +249,10 @@ fn xfs(view: &mut View<'_>, start: u64) {
         let magic = view.get(at, 4);
         if let Some((_, len, field)) = kinds.iter().find(|(known, ..)| magic == *known) {
             own(view, at, *len, *field, crc32c::crc32c);
+        } else if magic.starts_with(b"IN") {
+            own(view, at, inode, 100, crc32c::crc32c);
+        } else if index.iter().any(|magic| view.has(at + 8, magic)) {
+            own(view, at, folder, 12, crc32c::crc32c);
         }
     }
 }
