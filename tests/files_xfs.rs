@@ -35,8 +35,9 @@ use bounds::Bounds;
 use damaged_map::{Damaged, changed};
 use haul::error::Kind;
 use haul::io::DiskFile;
+use haul::io::fake::FaultyDisk;
 use haul::layout::{self, FileId, FileKind, Files};
-use haul::unit::MIB;
+use haul::unit::{Extent, MIB};
 use support::{LoopMount, Random, age, copy_image, empty_image, run, text};
 
 /// Makes a file system by mkfs.xfs's arguments in an image of `mib` MiB and a bit.
@@ -219,6 +220,19 @@ fn fill(root: &Path, seed: u64, block: u64, reflink: bool, most: usize) {
             }
         }
         drop(names);
+    }
+    // Names of one hash, in more than one leaf of the index: a flipped bit cancels that seven bits on.
+    let same = root.join("same");
+    fs::create_dir(&same).unwrap();
+    let one = root.join("one");
+    fs::write(&one, "one").unwrap();
+    for i in 0..1200_usize {
+        let mut name = b"abcdefghijklmnopqrstuvwx".to_vec();
+        for bit in (0..11).filter(|bit| i >> bit & 1 != 0) {
+            name[bit * 2] ^= 1;
+            name[bit * 2 + 1] ^= 0x80;
+        }
+        fs::hard_link(&one, same.join(OsStr::from_bytes(&name))).unwrap();
     }
     let odd = root.join("odd");
     fs::create_dir(&odd).unwrap();
@@ -442,6 +456,9 @@ fn a_log_that_a_mount_would_replay_is_told() {
     drop(file);
     drop(mount);
     assert_eq!(open(&image).stale(), None, "unmounted");
+    run("xfs_admin", &["-U", "generate", text(&image)]);
+    assert_eq!(open(&image).stale(), None, "another UUID than in the metadata");
+    assert_same("another UUID", &by_kernel(LoopMount::new(&image, "ro").path()), &by_reader(&*open(&image)));
     let log = dir.path().join("log");
     empty_image(&log, 32 * MIB);
     mkfs(&image, 64, &format!("-l logdev={},size=1368b", text(&log)));
@@ -522,6 +539,11 @@ fn what_is_not_known_is_refused_and_what_does_not_matter_is_not() {
     File::options().write(true).open(&image).unwrap().write_all_at(&[1], place + 130).unwrap();
     let error = open(&image).read(file, 0, &mut buf).unwrap_err();
     assert!(error.why().contains("checksum"), "{}", error.why());
+    let unreadable = FaultyDisk::new(DiskFile::open(&whole).unwrap(), vec![Extent::at(place, 512)]);
+    let files = layout::xfs_files(Arc::new(unreadable)).unwrap();
+    assert_eq!(files.names(files.root(), 9).unwrap(), [b"file"]);
+    let error = files.read(file, 0, &mut buf).unwrap_err();
+    assert_eq!(error.kind(), Kind::Source, "the disk's own error: {error:?}");
     // A file of another kind than asked for.
     let files = open(&whole);
     assert!(files.names(file, 9).unwrap_err().why().contains("kind"));
