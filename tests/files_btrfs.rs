@@ -31,7 +31,7 @@ use file_trees::{assert_same, crowd, walk};
 use haul::error::Kind;
 use haul::io::fake::FaultyDisk;
 use haul::io::{DiskFile, ReadAt};
-use haul::layout::{BtrfsFiles, FileId, Files};
+use haul::layout::{BtrfsFiles, Content, FileId, Files, identify};
 use haul::unit::MIB;
 use support::{LoopMount, Random, age, copy_image, empty_image, run, text};
 
@@ -174,6 +174,34 @@ fn live(image: &Path, args: &str, options: &str, seed: u64) {
     }
 }
 
+/// Fails unless the files of an image take every form that its arguments and options make.
+fn assert_forms(name: &str, image: &Path, args: &str, options: &str) {
+    let dump = run("btrfs", &["inspect-internal", "dump-tree", text(image)]);
+    let items: Vec<&str> = dump.split("\titem ").collect();
+    let count =
+        |words: &[&str]| items.iter().filter(|item| words.iter().all(|word| item.contains(word))).count();
+    let no_offset = ["extent data offset 0 ", "prealloc data offset 0 "];
+    let in_part =
+        |item: &&&str| item.contains("extent data offset") && no_offset.iter().all(|no| !item.contains(no));
+    assert!(count(&["EXTENT_DATA", "(prealloc)"]) > 3, "{name}: prealloc");
+    assert!(count(&["EXTENT_DATA", "(inline)"]) > 20, "{name}: inline");
+    assert!(items.iter().filter(in_part).count() > 20, "{name}: extents in part");
+    assert_eq!(
+        count(&["EXTENT_DATA", "extent data disk byte 0 "]) > 20,
+        args.contains("^no-holes"),
+        "{name}: holes"
+    );
+    let collide = |item: &&&str| item.contains(" DIR_ITEM ") && item.matches("location key").count() == 2;
+    assert!(items.iter().filter(collide).count() >= 3, "{name}: names of the same hash");
+    let how = options.split(['=', ',']).nth(1).filter(|_| options.starts_with("compress"));
+    if let Some(how) = how {
+        let packed = format!("({how})");
+        let in_part = items.iter().filter(in_part).filter(|item| item.contains(&packed)).count();
+        let counts = ["(regular)", "(inline)"].map(|form| count(&["EXTENT_DATA", form, &packed]));
+        assert!(counts[0] > 40 && counts[1] > 3 && in_part > 5, "{name}: {counts:?}, {in_part} in part");
+    }
+}
+
 fn check(kinds: &[(&str, &str, &str)]) {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("fs");
@@ -181,6 +209,7 @@ fn check(kinds: &[(&str, &str, &str)]) {
         live(&image, args, options, seed);
         let count = assert_as_mounted(name, &image);
         println!("figure: {name}: {count} files are as the kernel reads them");
+        assert_forms(name, &image, args, options);
         assert!(count > 3300, "{name}: {count} files");
         fs::remove_file(&image).unwrap();
     }
@@ -247,6 +276,26 @@ fn a_file_system_converted_from_ext4_is_as_the_kernel_reads_it() {
     run("btrfs-convert", &["--no-progress", text(&image)]);
     age(&LoopMount::new(&image, "").path().join("d1"), 9, 100, 100_000);
     assert!(assert_as_mounted("converted", &image) > 150);
+}
+
+/// What mkfs.btrfs makes of a folder, with sectors that no kernel of this machine mounts.
+#[test]
+fn files_put_there_by_mkfs_are_read_whatever_sectors_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, tree) = (dir.path().join("fs"), dir.path().join("tree"));
+    age(&tree, 12, 100, 300_000);
+    for count in [0, 3, 2000] {
+        crowd(&tree.join(format!("folder of {count}")), count, 5);
+    }
+    std::os::unix::fs::symlink("d1/f1", tree.join("link")).unwrap();
+    for (args, sector) in [("", 4096), ("-s 16384 -n 16384", 16_384), ("-s 65536 -n 65536", 65_536)] {
+        mkfs(&image, 300, &format!("{args} --rootdir {}", text(&tree)));
+        let Content::Btrfs(info) = identify(&DiskFile::open(&image).unwrap()).unwrap() else {
+            panic!("{args}")
+        };
+        assert_eq!(info.sector_size, sector);
+        assert!(assert_same(args, &open(&image), &tree) > 2000);
+    }
 }
 
 #[test]

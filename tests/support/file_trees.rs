@@ -201,7 +201,7 @@ pub fn walk(files: &dyn Files) -> Walked {
     let mut todo: Vec<FileId> = vec![files.root()];
     while let Some(file) = todo.pop() {
         walked.files += 1;
-        if walked.files > 400 || walked.errors.len() > 400 {
+        if walked.files > 1500 || walked.errors.len() > 400 {
             break;
         }
         let Some(info) = walked.ok(files.info(file)) else { continue };
