@@ -200,6 +200,66 @@ fn a_plan_is_carried_out_on_the_overlay_and_the_source_is_not_touched() {
     run("e2fsck", &["-fn", copy.to_str().unwrap()]);
 }
 
+/// The small guest's tree on another file system: with its data in two subvolumes, where there are any.
+fn on_file_system(folder: &Path, kind: &str) -> PathBuf {
+    small_guest(folder, "cp /good.img $out");
+    let (tree, disk, mount) = (folder.join("tree"), folder.join(format!("{kind}.raw")), folder.join("mount"));
+    let (tree, path, point) = (tree.to_str().unwrap(), disk.to_str().unwrap(), mount.to_str().unwrap());
+    fs::File::create(&disk).unwrap().set_len(400 << 20).unwrap();
+    fs::create_dir_all(&mount).unwrap();
+    run(&format!("mkfs.{kind}"), &["-q", path]);
+    run("mount", &["-o", "loop", path, point]);
+    let fstab = match kind {
+        "btrfs" => {
+            run("btrfs", &["-q", "subvolume", "create", &format!("{point}/@")]);
+            run("btrfs", &["-q", "subvolume", "create", &format!("{point}/@var")]);
+            run("cp", &["-a", &format!("{tree}/."), &format!("{point}/@")]);
+            run("sh", &["-c", &format!("mv {point}/@/var/* {point}/@var/")]);
+            "/dev/sda / btrfs defaults,subvol=/@ 0 0\n/dev/sda /var btrfs compress=zstd,subvol=@var 0 0\n"
+        }
+        _ => {
+            run("cp", &["-a", &format!("{tree}/."), point]);
+            "/dev/sda / xfs defaults 0 0\n"
+        }
+    };
+    let root = if kind == "btrfs" { format!("{point}/@") } else { point.to_owned() };
+    fs::write(format!("{root}/etc/fstab"), fstab).unwrap();
+    if kind == "btrfs" {
+        // As GRUB writes it: counted from the top level.
+        let menu = fs::read_to_string(format!("{root}/boot/grub/grub.cfg")).unwrap();
+        fs::write(format!("{root}/boot/grub/grub.cfg"), menu.replace(" /boot/", " /@/boot/")).unwrap();
+    }
+    run("umount", &[point]);
+    disk
+}
+
+#[test]
+fn a_guest_on_xfs_or_in_subvolumes_of_btrfs_is_fixed_where_it_lies() {
+    for kind in ["xfs", "btrfs"] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = on_file_system(dir.path(), kind);
+        let before = checksum(&disk);
+        let source = opened(&disk);
+        let guest = guest::inspect(Arc::clone(&source)).unwrap();
+        assert!(guest.stale.is_empty(), "{:?}", guest.stale);
+        let points: Vec<&str> = guest.mounts.iter().map(|mounted| mounted.point.as_str()).collect();
+        assert_eq!(points, if kind == "btrfs" { vec!["/", "/var"] } else { vec!["/"] });
+        let plan = guest::plan(&guest, &Options::default()).unwrap();
+        let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
+        guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
+        gone(dir.path());
+        assert_eq!(checksum(&disk), before);
+        let proofs = guest::prove(&plan, overlay.clone()).unwrap();
+        assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{proofs:#?}");
+        let fixed = guest::inspect(overlay.clone()).unwrap();
+        assert!(fixed.kernels[0].lacking().is_empty());
+        let record = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap().unwrap();
+        assert!(record.ends_with("  /boot/initrd.img-6.1.0-1-test\n"), "{record}");
+        let again = guest::plan(&fixed, &Options::default()).unwrap();
+        assert!(again.is_empty(), "{again}");
+    }
+}
+
 #[test]
 fn a_guest_program_that_fails_or_leaves_virtio_out_fails_the_job_and_leaves_nothing() {
     for (build, id) in
