@@ -9,8 +9,12 @@
     reason = "a test: a failure is the finding"
 )]
 
+#[allow(dead_code, reason = "each test binary uses its own part")]
+#[path = "support/lvm.rs"]
+mod lvm;
 #[path = "support/phony.rs"]
 mod phony;
+mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,6 +32,8 @@ use haul::host::programs::Programs;
 use haul::image::overlay::Overlay;
 use haul::io::{DiskFile, ReadAt};
 use haul::monitor::{Monitor, Tally};
+use haul::unit::Extent;
+use lvm::Lvm;
 use phony::{VIRTIO, initramfs};
 
 fn run(program: &str, args: &[&str]) -> String {
@@ -258,6 +264,75 @@ fn a_guest_on_xfs_or_in_subvolumes_of_btrfs_is_fixed_where_it_lies() {
         let again = guest::plan(&fixed, &Options::default()).unwrap();
         assert!(again.is_empty(), "{again}");
     }
+}
+
+/// The small guest with its root in a logical volume that lies on two partitions, and /var in a striped one.
+fn in_logical_volumes(folder: &Path) -> PathBuf {
+    small_guest(folder, "cp /good.img $out");
+    let tree = folder.join("tree");
+    let at = |path: &str| tree.join(path.trim_start_matches('/'));
+    fs::write(
+        at("/etc/fstab"),
+        "/dev/mapper/vg--x-root / ext4 defaults 0 1\n/dev/vg-x/var /var ext4 defaults 0 2\n",
+    )
+    .unwrap();
+    let menu = fs::read_to_string(at("/boot/grub/grub.cfg")).unwrap();
+    fs::write(at("/boot/grub/grub.cfg"), menu.replace("root=/dev/sda", "root=/dev/mapper/vg--x-root"))
+        .unwrap();
+    fs::create_dir_all(at("/etc/lvm/devices")).unwrap();
+    fs::write(at("/etc/lvm/devices/system.devices"), "IDTYPE=sys_wwid IDNAME=naa.6000\n").unwrap();
+    fs::write(at("/etc/lvm/lvm.conf"), "devices {\n\tfilter = [ \"a|/dev/sda|\", \"r|.*|\" ]\n}\n").unwrap();
+    fs::rename(at("/var"), folder.join("var")).unwrap();
+    fs::create_dir(at("/var")).unwrap();
+    let made = |name: &str, size: u64, from: &Path| {
+        let image = folder.join(name);
+        fs::File::create(&image).unwrap().set_len(size).unwrap();
+        run("mkfs.ext4", &["-qF", "-d", from.to_str().unwrap(), image.to_str().unwrap()]);
+        fs::read(image).unwrap()
+    };
+    let (root, var) = (made("root.fs", 256 << 20, &tree), made("var.fs", 64 << 20, &folder.join("var")));
+
+    let disk = folder.join("lvm.raw");
+    fs::File::create(&disk).unwrap().set_len(480 << 20).unwrap();
+    let table = "label: dos\n2048,407552,8e\n409600,,8e\n";
+    run("sh", &["-c", &format!("printf '{table}' | sfdisk -q {}", disk.to_str().unwrap())]);
+    let parts = [Extent::new(1 << 20, 200 << 20), Extent::new(200 << 20, 480 << 20)];
+    let lvm = Lvm::attach(&parts.map(|part| (disk.as_path(), part)));
+    lvm.group("vg-x", "", "");
+    lvm.create("var", "-i 2 -I 64k -L 64m vg-x");
+    lvm.create("root", "-L 256m vg-x");
+    let places = lvm.places("vg-x");
+    assert!(places["root"].len() > 1, "the root is in one piece");
+    lvm::write(&places["root"], &root);
+    lvm::write(&places["var"], &var);
+    disk
+}
+
+#[test]
+fn a_guest_in_logical_volumes_is_fixed_where_it_lies() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = in_logical_volumes(dir.path());
+    let before = checksum(&disk);
+    let source = opened(&disk);
+    let guest = guest::inspect(Arc::clone(&source)).unwrap();
+    let points: Vec<&str> = guest.mounts.iter().map(|mounted| mounted.point.as_str()).collect();
+    assert_eq!(points, ["/", "/var"]);
+    let plan = guest::plan(&guest, &Options::default()).unwrap();
+    let text = plan.to_string();
+    assert!(text.contains("a/etc/lvm/devices/system.devices") && text.contains("+# \tfilter = "), "{text}");
+    assert!(!text.contains("fstab"), "names of volumes last: {text}");
+    let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
+    guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
+    gone(dir.path());
+    assert_eq!(checksum(&disk), before);
+    let proofs = guest::prove(&plan, overlay.clone()).unwrap();
+    assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{proofs:#?}");
+    let fixed = guest::inspect(overlay.clone()).unwrap();
+    assert!(fixed.kernels[0].lacking().is_empty());
+    let record = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap().unwrap();
+    assert!(record.ends_with("  /boot/initrd.img-6.1.0-1-test\n"), "{record}");
+    let again = guest::plan(&fixed, &Options::default()).unwrap();
+    assert!(again.is_empty(), "{again}");
 }
 
 #[test]

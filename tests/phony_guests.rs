@@ -27,6 +27,7 @@ const SWAP: &str = "99999999-8888-7777-6666-555555555555";
 fn filesystems() -> Vec<FileSystem> {
     let fs = |partition, kind: &str, uuid: &str, point: Option<&str>| FileSystem {
         partition: Some(partition),
+        logical: None,
         extent: Extent::at(u64::from(partition) << 20, 1 << 20),
         kind: kind.into(),
         uuid: Some(uuid.into()),

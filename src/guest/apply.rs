@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::builder::Builder;
+use super::extended::Extended;
 use super::initramfs;
 use super::plan::{Fix, Plan, PlannedMount};
 use crate::error::{Error, Kind, Result};
@@ -28,6 +29,7 @@ use crate::host::export::{self, FuseDevice, MemoryLock};
 use crate::host::loopdev::LoopDevice;
 use crate::host::namespace::{self, Limits};
 use crate::image::overlay::{Overlay, Sealed};
+use crate::io::ReadAt;
 use crate::monitor::{Level, Monitor};
 use crate::unit::{Extent, GIB, MIB, fault};
 
@@ -123,6 +125,9 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     let task_file = folder.join("task.json");
     crate::io::atomic::write(&task_file, &bytes)?;
 
+    let shown = Extended::new(Arc::clone(overlay), &(Arc::clone(overlay) as Arc<dyn ReadAt>))?;
+    let shown: Arc<dyn export::Disk> = Arc::new(shown);
+
     let device = fuse.as_fd().try_clone_to_owned().map_err(|error| folder_error(&folder, error))?;
     let mut command = Command::new(&setup.program);
     command
@@ -135,7 +140,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     let mut child = Guarded::spawn(&mut command)?;
     // The command still holds the descriptor given to the child.
     drop(command);
-    let served = listen(&mut child, fuse, overlay, monitor);
+    let served = listen(&mut child, fuse, &shown, monitor);
     // The namespace goes with the child; the server ends when the last mount of it is gone.
     let status = served.as_ref().is_ok().then(|| child.child().wait());
     child.kill();
@@ -169,7 +174,7 @@ type Server = std::thread::JoinHandle<std::io::Result<()>>;
 fn listen(
     child: &mut Guarded,
     fuse: FuseDevice,
-    overlay: &Arc<Overlay>,
+    shown: &Arc<dyn export::Disk>,
     monitor: &dyn Monitor,
 ) -> std::result::Result<Option<Server>, (Error, Option<Server>)> {
     let mut fuse = Some(fuse);
@@ -192,8 +197,7 @@ fn listen(
         fault::point("fix");
         match serde_json::from_str(&line) {
             Ok(Say::Mounted) => {
-                let disk: Arc<dyn export::Disk> = Arc::clone(overlay) as Arc<dyn export::Disk>;
-                server = fuse.take().map(|fuse| fuse.serve(disk));
+                server = fuse.take().map(|fuse| fuse.serve(Arc::clone(shown)));
             }
             Ok(Say::Step { number, text }) => {
                 monitor.advance(number);

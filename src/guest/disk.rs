@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::ext::ExtVolume;
+use super::extended::Extended;
 use super::linux::fstab;
 use super::tree::{Tree, Volume};
 use super::volume::FilesVolume;
@@ -23,9 +24,12 @@ const MBR_ESP: u8 = 0xef;
 /// A file system or swap space on the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSystem {
-    /// The partition's number; `None` when it fills the whole disk.
+    /// The partition's number; `None` when it fills the whole disk, or is in a logical volume.
     pub partition: Option<u32>,
-    /// Where it is, in bytes.
+    /// The logical volume it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logical: Option<Logical>,
+    /// Where it is, in bytes; what is in a logical volume lies behind the disk's end ([`Extended`]).
     #[serde(skip, default = "nowhere")]
     pub extent: Extent,
     /// What it is: `ext4`, `swap`, or another name.
@@ -38,6 +42,15 @@ pub struct FileSystem {
     pub partition_uuid: Option<String>,
     /// Where the guest mounts it, if it is part of its tree.
     pub point: Option<String>,
+}
+
+/// The name of a logical volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logical {
+    /// That of its volume group.
+    pub group: String,
+    /// Its own.
+    pub name: String,
 }
 
 fn nowhere() -> Extent {
@@ -86,6 +99,16 @@ const ROOTS: [&str; 4] = ["@", "@rootfs", "root", "@/.snapshots/1/snapshot"];
 /// fstab. Fails when there is no root, or more than one.
 pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     let (mut filesystems, boot) = file_systems(&disk)?;
+    let extended = Extended::new(Arc::clone(&disk), &disk)?;
+    let volumes: Vec<_> = extended
+        .volumes()
+        .iter()
+        .map(|placed| (Logical { group: placed.group.clone(), name: placed.name.clone() }, placed.extent))
+        .collect();
+    let disk: Arc<dyn ReadAt> = Arc::new(extended);
+    for (logical, extent) in volumes {
+        filesystems.push(file_system(&disk, Place::Logical(logical), extent)?);
+    }
     let mut stale = Vec::new();
     let mut roots = Vec::new();
     for (i, fs) in filesystems.iter().enumerate() {
@@ -183,9 +206,10 @@ fn subvolume(files: BtrfsFiles, options: &str, name: &str) -> Result<Option<File
 }
 
 fn window(disk: &Arc<dyn ReadAt>, fs: &FileSystem) -> Window<Arc<dyn ReadAt>> {
-    let name = match fs.partition {
-        Some(number) => format!("partition {number} of {}", disk.name()),
-        None => disk.name(),
+    let name = match (&fs.logical, fs.partition) {
+        (Some(logical), _) => format!("{}/{} on {}", logical.group, logical.name, disk.name()),
+        (None, Some(number)) => format!("partition {number} of {}", disk.name()),
+        (None, None) => disk.name(),
     };
     Window::new(Arc::clone(disk), fs.extent, name)
 }
@@ -194,7 +218,7 @@ fn window(disk: &Arc<dyn ReadAt>, fs: &FileSystem) -> Window<Arc<dyn ReadAt>> {
 pub fn file_systems(disk: &Arc<dyn ReadAt>) -> Result<(Vec<FileSystem>, BootMode)> {
     let Some(table) = layout::read_table(disk)? else {
         let whole = Extent::new(0, disk.size());
-        return Ok((vec![file_system(disk, None, whole, None)?], BootMode::Bios));
+        return Ok((vec![file_system(disk, Place::Whole, whole)?], BootMode::Bios));
     };
     let mut found = Vec::new();
     let (mut esp, mut bios_boot) = (false, false);
@@ -208,20 +232,29 @@ pub fn file_systems(disk: &Arc<dyn ReadAt>) -> Result<(Vec<FileSystem>, BootMode
         }
         if !part.kind.is_extended() {
             let own = part.guid.map(|guid| guid.to_string());
-            found.push(file_system(disk, Some(part.number), part.extent, own)?);
+            found.push(file_system(disk, Place::Partition(part.number, own), part.extent)?);
         }
     }
     Ok((found, if esp && !bios_boot { BootMode::Uefi } else { BootMode::Bios }))
 }
 
-fn file_system(
-    disk: &Arc<dyn ReadAt>,
-    partition: Option<u32>,
-    extent: Extent,
-    partition_uuid: Option<String>,
-) -> Result<FileSystem> {
+/// What a file system may be in.
+enum Place {
+    Whole,
+    /// The number, and the partition's own UUID.
+    Partition(u32, Option<String>),
+    Logical(Logical),
+}
+
+fn file_system(disk: &Arc<dyn ReadAt>, place: Place, extent: Extent) -> Result<FileSystem> {
+    let (partition, partition_uuid, logical) = match place {
+        Place::Whole => (None, None, None),
+        Place::Partition(number, uuid) => (Some(number), uuid, None),
+        Place::Logical(logical) => (None, None, Some(logical)),
+    };
     let mut fs = FileSystem {
         partition,
+        logical,
         extent,
         kind: String::new(),
         uuid: None,

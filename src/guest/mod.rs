@@ -7,6 +7,7 @@ pub mod apply;
 pub mod builder;
 pub mod disk;
 pub mod ext;
+pub mod extended;
 pub mod initramfs;
 pub mod inspect;
 pub mod kernels;

@@ -62,6 +62,16 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
 }
 
+impl<T: WriteAt + ?Sized> WriteAt for Arc<T> {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        (**self).write_at(bytes, offset)
+    }
+
+    fn sync(&self) -> Result<()> {
+        (**self).sync()
+    }
+}
+
 /// Where a disk may hold data, as a lazy set.
 pub struct DataOf<T>(pub T);
 

@@ -37,9 +37,10 @@ fn root(subject: &Subject<'_>) -> Option<Verdict> {
     };
     let name = if guest.os.name.is_empty() { "an unnamed system" } else { &guest.os.name };
     let on = guest.filesystems.iter().find(|fs| fs.point.as_deref() == Some("/"));
-    let on = on.map(|fs| match fs.partition {
-        Some(number) => format!(", root on partition {number} ({})", fs.kind),
-        None => format!(", root on the whole disk ({})", fs.kind),
+    let on = on.map(|fs| match (&fs.logical, fs.partition) {
+        (Some(logical), _) => format!(", root on {}/{} ({})", logical.group, logical.name, fs.kind),
+        (None, Some(number)) => format!(", root on partition {number} ({})", fs.kind),
+        (None, None) => format!(", root on the whole disk ({})", fs.kind),
     });
     let evidence = format!("{name} for {}{}", guest.arch, on.unwrap_or_default());
     Some(match guest.arch {

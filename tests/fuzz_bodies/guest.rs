@@ -67,6 +67,7 @@ pub fn fuzz_files(bytes: &[u8]) -> Outcome {
     }
     let fs = |number: u32, kind: &str, uuid: &str, point: Option<&str>| FileSystem {
         partition: Some(number),
+        logical: None,
         extent: Extent::at(u64::from(number) << 20, 1 << 20),
         kind: kind.into(),
         uuid: Some(uuid.into()),

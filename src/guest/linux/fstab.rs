@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::guest::disk::FileSystem;
+use crate::guest::extended::device_names;
 use crate::guest::inspect::Guest;
 use crate::guest::plan::{Draft, Line, Severity};
 
@@ -116,6 +117,13 @@ impl<'a> Names<'a> {
         if let Some(uuid) = tag("PARTUUID=").or_else(|| tag("/dev/disk/by-partuuid/")) {
             return by(&|fs| same(&fs.partition_uuid, &uuid));
         }
+        let named = |fs: &FileSystem| {
+            let names = fs.logical.as_ref().map(|logical| device_names(&logical.group, &logical.name));
+            names.is_some_and(|names| names.iter().any(|name| name == spec))
+        };
+        if let Some(found) = by(&named) {
+            return Some(found);
+        }
         let (disk, number) = split_device(spec)?;
         let ours = match &self.own {
             // A name by id says nothing of the kernel's name.
@@ -123,7 +131,7 @@ impl<'a> Names<'a> {
             Some(own) => own == disk,
             None => FIRST_DISKS.contains(&disk),
         };
-        if ours { by(&|fs| fs.partition == number) } else { None }
+        if ours { by(&|fs| fs.partition == number && fs.logical.is_none()) } else { None }
     }
 
     /// The name by UUID for a name by device; `None` when it is not such a name, or not on this disk.

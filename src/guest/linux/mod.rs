@@ -8,6 +8,7 @@ pub mod ifcfg;
 pub mod ifupdown;
 pub mod ini;
 pub mod initramfs;
+pub mod lvm;
 pub mod network;
 
 use super::inspect::Guest;
@@ -17,6 +18,7 @@ use crate::error::Result;
 /// Adds every fix `guest` needs to `draft`, in the order in which they are carried out.
 pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
     fstab::fix(guest, draft)?;
+    lvm::fix(draft)?;
     boot::fix(guest, options, draft)?;
     network::fix(guest, options, draft)?;
     cloud_init::fix(guest, options, draft)?;
