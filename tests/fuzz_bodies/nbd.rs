@@ -110,7 +110,10 @@ pub fn fuzz_server(bytes: &[u8]) -> Outcome {
         assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the server waits without end");
     }
     // The greeting, then answers to options and requests: how many kinds of each there are.
-    let kinds: std::collections::BTreeSet<&[u8]> =
-        answers.windows(4).filter(|word| word.starts_with(&[0, 0])).collect();
+    let mut kinds = std::collections::BTreeSet::new();
+    // One by one: collected, all of them would be held before they are told apart.
+    answers.windows(4).filter(|word| word.starts_with(&[0, 0])).for_each(|word| {
+        kinds.insert(word);
+    });
     Outcome::Fine(format!("{} {}", answers.len().max(1).ilog2(), kinds.len().min(12)))
 }
