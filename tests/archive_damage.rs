@@ -184,14 +184,14 @@ fn damaged_archives_are_errors_or_disks() {
 }
 
 #[test]
-#[ignore = "long: 16,000 damaged archives"]
+#[ignore = "long: 16,000 damaged archives; scripts/test.sh --long"]
 fn many_damaged_archives_are_errors_or_disks_and_none_hangs() {
     damaged(1000);
 }
 
 /// A bomb of 27 bits of window, the largest there is, that really fills it.
 #[test]
-#[ignore = "long: fills the largest windows"]
+#[ignore = "long: fills the largest windows; scripts/test.sh --long"]
 fn the_largest_windows_fit_into_the_memory() {
     let dir = tempfile::tempdir().unwrap();
     let noise = dir.path().join("noise");

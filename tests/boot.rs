@@ -80,7 +80,7 @@ fn a_sata_server_boots_on_sata() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots guests under TCG for minutes; scripts/test.sh --long"]
 fn a_system_disk_boots_from_every_format_it_was_written_in() {
     let (image, _) = disk(&[]);
     let dir = tempfile::tempdir().unwrap();
@@ -110,7 +110,7 @@ fn a_system_disk_boots_from_every_format_it_was_written_in() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots guests under TCG for minutes; scripts/test.sh --long"]
 fn a_sata_server_stops_in_its_initramfs_on_virtio() {
     let (image, _) = disk(&[]);
     let dir = tempfile::tempdir().unwrap();
@@ -126,7 +126,7 @@ fn a_sata_server_stops_in_its_initramfs_on_virtio() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots guests under TCG for minutes; scripts/test.sh --long"]
 fn every_kind_of_source_boots_on_its_own_hardware() {
     for options in [
         &["kernels=2", "rootref=uuid", "initramfs=most", "boot=yes", "net=dhcp"][..],
@@ -146,7 +146,7 @@ fn every_kind_of_source_boots_on_its_own_hardware() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots guests under TCG for minutes; scripts/test.sh --long"]
 fn cloud_init_reads_the_config_drive() {
     let (image, _) = disk(&["rootref=uuid", "initramfs=most", "net=dhcp"]);
     let dir = tempfile::tempdir().unwrap();
@@ -168,7 +168,7 @@ fn cloud_init_reads_the_config_drive() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots guests under TCG for minutes; scripts/test.sh --long"]
 fn a_guest_comes_up_whatever_kvm_does() {
     let (image, facts) = disk(&[]);
     let dir = tempfile::tempdir().unwrap();

@@ -542,7 +542,7 @@ fn damaged_trees_are_errors_within_bounds() {
 }
 
 #[test]
-#[ignore = "long: 1,000 damaged file systems"]
+#[ignore = "long: 1,000 damaged file systems; scripts/test.sh --long"]
 fn a_thousand_damaged_trees_are_errors_within_bounds() {
     damage(1000);
 }

@@ -338,7 +338,7 @@ fn files_are_read_as_the_kernel_reads_them() {
 }
 
 #[test]
-#[ignore = "long: seven file systems of 66,000 files each"]
+#[ignore = "long: seven file systems of 66,000 files each; scripts/test.sh --long"]
 fn files_of_every_shape_of_xfs_are_read_as_the_kernel_reads_them() {
     compare(&[], 40_000);
 }
@@ -730,7 +730,7 @@ fn damage_is_told_or_does_not_matter() {
 }
 
 #[test]
-#[ignore = "long: 1,000 damaged file systems"]
+#[ignore = "long: 1,000 damaged file systems; scripts/test.sh --long"]
 fn a_thousand_damages_are_told_or_do_not_matter() {
     damage(1000);
 }

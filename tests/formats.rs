@@ -268,7 +268,7 @@ fn an_image_goes_into_a_pipe_if_its_format_allows() {
 }
 
 #[test]
-#[ignore = "long: every readable format into every writable one"]
+#[ignore = "long: every readable format into every writable one; scripts/test.sh --long"]
 fn every_pair_of_formats_holds_the_same_disk() {
     let mut pairs = 0;
     for mkfs in [&["mkfs.ext4", "-q", "-F"][..], &["mkfs.xfs", "-q", "-f"], &["mkfs.btrfs", "-q", "-f", "-M"]]
@@ -285,7 +285,7 @@ fn every_pair_of_formats_holds_the_same_disk() {
 }
 
 #[test]
-#[ignore = "long: every readable format into every writable one, of 130 GiB"]
+#[ignore = "long: every readable format into every writable one, of 130 GiB; scripts/test.sh --long"]
 fn every_pair_of_formats_holds_the_same_large_disk() {
     // Beyond what a cylinder, head and sector address reaches: 127.5 GiB.
     let (_dir, raw) = bytes(&[]);

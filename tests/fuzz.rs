@@ -127,7 +127,7 @@ fn qemu_reads_changed_images_the_same() {
 }
 
 #[test]
-#[ignore = "long: HAUL_FUZZ_SECONDS of each parser, or of those named in HAUL_FUZZ_BODY"]
+#[ignore = "long: HAUL_FUZZ_SECONDS of each parser, or of those named in HAUL_FUZZ_BODY; scripts/test.sh --long"]
 fn fuzz_for_a_while() {
     let seconds = std::env::var("HAUL_FUZZ_SECONDS").map_or(20, |text| text.parse().unwrap());
     let until = Until::Elapsed(Duration::from_secs(seconds));
@@ -171,15 +171,4 @@ fn fuzz_for_a_while() {
         found += differences(reader.name, &tally);
     }
     assert_eq!(found, 0, "findings of HAUL_SEED={seed}");
-}
-
-#[test]
-#[ignore = "long: gives the one file in HAUL_FUZZ_INPUT to the parsers in HAUL_FUZZ_BODY"]
-fn one_input_is_an_error_or_a_disk() {
-    let Some(path) = std::env::var_os("HAUL_FUZZ_INPUT") else { return };
-    let input = std::fs::read(path).unwrap();
-    let named = std::env::var("HAUL_FUZZ_BODY").unwrap_or_default();
-    for body in BODIES.iter().filter(|body| named.split([',', ' ']).any(|name| name == body.name)) {
-        println!("{}: {:?}", body.name, (body.run)(&input));
-    }
 }

@@ -19,6 +19,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -34,6 +35,11 @@ use haul::io::{DiskFile, ReadAt};
 use haul::monitor::{Monitor, Tally};
 use haul::unit::Extent;
 use lvm::Lvm;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
 use phony::{VIRTIO, initramfs};
 
 fn run(program: &str, args: &[&str]) -> String {
@@ -131,17 +137,51 @@ fn left_behind(folder: &Path) -> BTreeSet<String> {
     found
 }
 
-/// Waits until nothing is left behind, far longer than it may take.
+/// Waits for one of `events` until `deadline`; false if none came.
+fn ready(events: &[BorrowedFd<'_>], deadline: Instant) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let mut events: Vec<PollFd<'_>> = events.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    poll(&mut events, PollTimeout::try_from(left).unwrap()).unwrap() > 0
+}
+
+/// Waits until nothing is left behind, far longer than it may take. A process that ends, and a loop device that is
+/// given up, are events; the mounts go with the one and before the other.
 fn gone(folder: &Path) {
+    let uevents = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        SockFlag::SOCK_NONBLOCK,
+        SockProtocol::NetlinkKObjectUEvent,
+    )
+    .unwrap();
+    bind(uevents.as_raw_fd(), &NetlinkAddr::new(0, 1)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let left = left_behind(folder);
         if left.is_empty() {
             return;
         }
-        assert!(Instant::now() < deadline, "left behind: {left:#?}");
-        std::thread::sleep(Duration::from_millis(50));
+        let pids = left.iter().filter_map(|left| left.strip_prefix("process /proc/")?.parse().ok());
+        let ends: Vec<OwnedFd> = pids.filter_map(pidfd).collect();
+        let events: Vec<BorrowedFd<'_>> =
+            std::iter::once(uevents.as_fd()).chain(ends.iter().map(AsFd::as_fd)).collect();
+        if !ready(&events, deadline) {
+            let left = left_behind(folder);
+            assert!(left.is_empty(), "left behind: {left:#?}");
+            return;
+        }
+        let mut event = [0; 8192];
+        while recv(uevents.as_raw_fd(), &mut event, MsgFlags::empty()).is_ok() {}
     }
+}
+
+/// What becomes readable when the process ends; none when it has.
+fn pidfd(pid: libc::c_int) -> Option<OwnedFd> {
+    // SAFETY: pidfd_open takes plain numbers (Linux 5.3); what it returns is a descriptor of our own.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: as above.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Tries to get out, notes what it sees, then does its work.
@@ -239,30 +279,36 @@ fn on_file_system(folder: &Path, kind: &str) -> PathBuf {
     disk
 }
 
+/// Fixes the small guest on `disk`, which has these mount points, in an overlay: the plan, which it proves.
+fn fixed_where_it_lies(folder: &Path, disk: &Path, points: &[&str]) -> String {
+    let before = checksum(disk);
+    let source = opened(disk);
+    let guest = guest::inspect(Arc::clone(&source)).unwrap();
+    assert!(guest.stale.is_empty() && guest.unread.is_empty(), "{:?} {:?}", guest.stale, guest.unread);
+    let found: Vec<&str> = guest.mounts.iter().map(|mounted| mounted.point.as_str()).collect();
+    assert_eq!(found, points);
+    let plan = guest::plan(&guest, &Options::default()).unwrap();
+    let overlay = Arc::new(Overlay::create(source, &folder.join("spool")).unwrap());
+    guest::apply(&plan, &overlay, &setup(folder), &Tally::default()).unwrap();
+    gone(folder);
+    assert_eq!(checksum(disk), before);
+    let proofs = guest::prove(&plan, overlay.clone()).unwrap();
+    assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{proofs:#?}");
+    let fixed = guest::inspect(overlay.clone()).unwrap();
+    assert!(fixed.kernels[0].lacking().is_empty());
+    let record = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap().unwrap();
+    assert!(record.ends_with("  /boot/initrd.img-6.1.0-1-test\n"), "{record}");
+    let again = guest::plan(&fixed, &Options::default()).unwrap();
+    assert!(again.is_empty(), "{again}");
+    plan.to_string()
+}
+
 #[test]
 fn a_guest_on_xfs_or_in_subvolumes_of_btrfs_is_fixed_where_it_lies() {
-    for kind in ["xfs", "btrfs"] {
+    for (kind, points) in [("xfs", &["/"][..]), ("btrfs", &["/", "/var"])] {
         let dir = tempfile::tempdir().unwrap();
         let disk = on_file_system(dir.path(), kind);
-        let before = checksum(&disk);
-        let source = opened(&disk);
-        let guest = guest::inspect(Arc::clone(&source)).unwrap();
-        assert!(guest.stale.is_empty(), "{:?}", guest.stale);
-        let points: Vec<&str> = guest.mounts.iter().map(|mounted| mounted.point.as_str()).collect();
-        assert_eq!(points, if kind == "btrfs" { vec!["/", "/var"] } else { vec!["/"] });
-        let plan = guest::plan(&guest, &Options::default()).unwrap();
-        let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
-        guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
-        gone(dir.path());
-        assert_eq!(checksum(&disk), before);
-        let proofs = guest::prove(&plan, overlay.clone()).unwrap();
-        assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{proofs:#?}");
-        let fixed = guest::inspect(overlay.clone()).unwrap();
-        assert!(fixed.kernels[0].lacking().is_empty());
-        let record = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap().unwrap();
-        assert!(record.ends_with("  /boot/initrd.img-6.1.0-1-test\n"), "{record}");
-        let again = guest::plan(&fixed, &Options::default()).unwrap();
-        assert!(again.is_empty(), "{again}");
+        fixed_where_it_lies(dir.path(), &disk, points);
     }
 }
 
@@ -312,27 +358,34 @@ fn in_logical_volumes(folder: &Path) -> PathBuf {
 fn a_guest_in_logical_volumes_is_fixed_where_it_lies() {
     let dir = tempfile::tempdir().unwrap();
     let disk = in_logical_volumes(dir.path());
-    let before = checksum(&disk);
-    let source = opened(&disk);
-    let guest = guest::inspect(Arc::clone(&source)).unwrap();
-    let points: Vec<&str> = guest.mounts.iter().map(|mounted| mounted.point.as_str()).collect();
-    assert_eq!(points, ["/", "/var"]);
+    let plan = fixed_where_it_lies(dir.path(), &disk, &["/", "/var"]);
+    assert!(plan.contains("a/etc/lvm/devices/system.devices") && plan.contains("+# \tfilter = "), "{plan}");
+    assert!(!plan.contains("fstab"), "names of volumes last: {plan}");
+}
+
+#[test]
+fn a_data_volume_that_cannot_be_read_is_told_and_no_hindrance() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = small_guest(dir.path(), "cp /good.img $out");
+    let root = fs::read(&disk).unwrap();
+    let both = dir.path().join("both.raw");
+    fs::File::create(&both).unwrap().set_len(512 << 20).unwrap();
+    let table = "label: dos\n2048,524288,83\n526336,,83\n";
+    run("sh", &["-c", &format!("printf '{table}' | sfdisk -q {}", both.to_str().unwrap())]);
+    let data = dir.path().join("data.fs");
+    fs::File::create(&data).unwrap().set_len(120 << 20).unwrap();
+    run("mkfs.btrfs", &["-q", data.to_str().unwrap()]);
+    let mut data = fs::read(data).unwrap();
+    // Its chunk tree and every other tree: the superblock alone is left.
+    data[1 << 20..].fill(0xff);
+    let file = fs::OpenOptions::new().write(true).open(&both).unwrap();
+    for (bytes, at) in [(root, 1 << 20), (data, 257 << 20)] {
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, at).unwrap();
+    }
+    let guest = guest::inspect(opened(&both)).unwrap();
+    assert!(guest.unread.len() == 1 && guest.unread[0].contains("partition 2"), "{:?}", guest.unread);
     let plan = guest::plan(&guest, &Options::default()).unwrap();
-    let text = plan.to_string();
-    assert!(text.contains("a/etc/lvm/devices/system.devices") && text.contains("+# \tfilter = "), "{text}");
-    assert!(!text.contains("fstab"), "names of volumes last: {text}");
-    let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
-    guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
-    gone(dir.path());
-    assert_eq!(checksum(&disk), before);
-    let proofs = guest::prove(&plan, overlay.clone()).unwrap();
-    assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{proofs:#?}");
-    let fixed = guest::inspect(overlay.clone()).unwrap();
-    assert!(fixed.kernels[0].lacking().is_empty());
-    let record = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap().unwrap();
-    assert!(record.ends_with("  /boot/initrd.img-6.1.0-1-test\n"), "{record}");
-    let again = guest::plan(&fixed, &Options::default()).unwrap();
-    assert!(again.is_empty(), "{again}");
+    assert!(plan.findings.iter().any(|finding| finding.id == "disk.unread"), "{plan}");
 }
 
 #[test]
@@ -454,12 +507,14 @@ fn after_dirt(line: &str, spool: &Path) -> bool {
         return false;
     }
     // Some of it reaches the overlay when the kernel thinks fit; the rest is dirty at the kill.
+    let written = Inotify::init(InitFlags::empty()).unwrap();
+    written.add_watch(spool, AddWatchFlags::IN_MODIFY).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while std::os::unix::fs::MetadataExt::blocks(&fs::metadata(spool).unwrap()) * 512 < 8 << 20 {
-        if Instant::now() > deadline {
+        if !ready(&[written.as_fd()], deadline) {
             break;
         }
-        std::thread::sleep(Duration::from_millis(20));
+        written.read_events().unwrap();
     }
     true
 }
@@ -573,14 +628,14 @@ fn a_real_debian_is_fixed_proven_and_boots_on_virtio_as_itself() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_two_kernels_and_dep_and_swap_boots_on_virtio() {
     let words = fixed_and_booted(&["kernels=2", "initramfs=dep", "swap=yes"], None);
     assert!(words["swap"].starts_with("/dev/vda"), "{words:?}");
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_dracut_boots_on_virtio() {
     let (disk, _) = debian_disk(&["initramfs=dracut"]);
     assert_ne!(boots_unfixed(&disk, Hardware::Virtio), State::Up);
@@ -589,20 +644,20 @@ fn a_debian_with_dracut_boots_on_virtio() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_a_full_boot_partition_and_gpt_boots_on_virtio() {
     fixed_and_booted(&["pt=gpt", "boot=yes", "bootfull=95", "rootref=uuid"], None);
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_networkd_and_labels_and_no_cloud_init_boots_on_virtio() {
     let words = fixed_and_booted(&["net=networkd", "rootref=label", "cloudinit=no"], None);
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_a_config_drive_takes_it_in_and_stays_itself() {
     let drive = ConfigDrive {
         instance_id: "ins-12345678".into(),

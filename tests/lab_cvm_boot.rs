@@ -57,7 +57,7 @@ fn import(options: &[&str]) -> (Run, std::fs::File) {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: imports a server and boots it under TCG for minutes; scripts/test.sh --long"]
 fn a_server_ready_for_virtio_is_imported_and_runs() {
     let (run, _lock) = import(&["initramfs=most", "rootref=uuid", "net=dhcp"]);
     let image = run.image.unwrap();
@@ -89,7 +89,7 @@ fn a_server_ready_for_virtio_is_imported_and_runs() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: imports a server and boots it under TCG for minutes; scripts/test.sh --long"]
 fn a_server_that_looks_for_its_root_on_sata_is_an_internal_error() {
     let (run, _lock) = import(&["initramfs=most", "rootref=dev"]);
     assert_eq!(run.image.unwrap_err().id(), "cloud.import-failed");
@@ -97,7 +97,7 @@ fn a_server_that_looks_for_its_root_on_sata_is_an_internal_error() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: imports a server and boots it under TCG for minutes; scripts/test.sh --long"]
 fn a_server_without_virtio_in_its_initramfs_is_refused_unbooted() {
     let (run, _lock) = import(&[]);
     assert_eq!(run.image.unwrap_err().id(), "cloud.import-failed");

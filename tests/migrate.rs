@@ -217,7 +217,7 @@ fn a_migration_killed_in_any_phase_resumes_to_one_image_of_the_same_source() {
 
 #[cfg(feature = "fault-points")]
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: fifteen migrations killed, five boots; scripts/test.sh --long"]
 fn a_migration_killed_three_times_in_each_phase_resumes_and_boots() {
     for phase in PHASES {
         let (source, _dir, image) = killed_and_resumed(&[phase], 3);

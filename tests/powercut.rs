@@ -322,7 +322,7 @@ fn a_power_cut_loses_no_fsynced_file() {
 }
 
 #[test]
-#[ignore = "long: 36 power cuts"]
+#[ignore = "long: 36 power cuts; scripts/test.sh --long"]
 fn many_power_cuts_lose_no_fsynced_file() {
     let (guest, mut random) = (Guest::new(), Random(seed()));
     for kind in [EXT4, XFS, BTRFS] {

@@ -430,7 +430,7 @@ mod objects {
 
     /// The disk: Debian on its first 3 GiB, noise on the other five, where every round changes 1 % of 8 GiB.
     #[test]
-    #[ignore = "long: scripts/test.sh --long"]
+    #[ignore = "long: thirty rounds on 8 GiB; scripts/test.sh --long"]
     fn thirty_rounds_of_an_8_gib_disk_send_what_changed_and_the_object_stays_importable() {
         const PIECES: u64 = 8 * (1 << 30) / 100 / PIECE;
         let (cloud, dir) = (Lab::start(), tempfile::tempdir().unwrap());

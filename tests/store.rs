@@ -515,7 +515,7 @@ fn an_object_reads_like_a_disk() {
 
 /// The receiving socket's view: a listener that notes when bytes arrive and acknowledges one PUT.
 #[test]
-#[ignore = "measures seconds of real time; run by scripts/test.sh --long"]
+#[ignore = "long: measures seconds of real time; scripts/test.sh --long"]
 fn the_limit_holds_at_the_receiving_socket() {
     const RATE: u64 = 2 << 20;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -423,7 +423,7 @@ fn damaged_disks_neither_break_haul_nor_lose_checksummed_blocks() {
 }
 
 #[test]
-#[ignore = "long: 2,000 damaged disks"]
+#[ignore = "long: 2,000 damaged disks; scripts/test.sh --long"]
 fn thousands_of_damages_neither_break_haul_nor_lose_checksummed_blocks() {
     damage(1000);
 }

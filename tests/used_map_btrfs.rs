@@ -709,7 +709,7 @@ fn damage_neither_breaks_haul_nor_loses_used_blocks() {
 }
 
 #[test]
-#[ignore = "long: 1,020 damaged file systems"]
+#[ignore = "long: 1,020 damaged file systems; scripts/test.sh --long"]
 fn a_thousand_damages_neither_break_haul_nor_lose_used_blocks() {
     damage(1020);
 }

@@ -221,7 +221,7 @@ fn damaged_exfats_lose_no_used_byte() {
 }
 
 #[test]
-#[ignore = "long: 2,000 damaged file systems, hundreds of them read by others"]
+#[ignore = "long: 2,000 damaged file systems, hundreds of them read by others; scripts/test.sh --long"]
 fn thousands_of_damaged_exfats_lose_no_used_byte() {
     damage_exfat(2000, 300);
 }

@@ -495,7 +495,7 @@ fn damaged_fats_lose_no_used_byte() {
 }
 
 #[test]
-#[ignore = "long: 6,000 damaged file systems, hundreds of them read by others"]
+#[ignore = "long: 6,000 damaged file systems, hundreds of them read by others; scripts/test.sh --long"]
 fn thousands_of_damaged_fats_lose_no_used_byte() {
     damage_fat(2000, 200);
 }

@@ -698,7 +698,7 @@ fn damage_neither_breaks_haul_nor_loses_what_the_bitmap_calls_used() {
 }
 
 #[test]
-#[ignore = "long: 2,000 damaged file systems"]
+#[ignore = "long: 2,000 damaged file systems; scripts/test.sh --long"]
 fn a_thousand_damages_neither_break_haul_nor_lose_what_the_bitmap_calls_used() {
     damage(500);
 }

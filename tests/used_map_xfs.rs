@@ -550,7 +550,7 @@ fn damage_neither_breaks_haul_nor_loses_checksummed_blocks() {
 }
 
 #[test]
-#[ignore = "long: 1,250 damaged file systems"]
+#[ignore = "long: 1,250 damaged file systems; scripts/test.sh --long"]
 fn a_thousand_damages_neither_break_haul_nor_lose_checksummed_blocks() {
     damage(500);
 }

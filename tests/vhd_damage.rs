@@ -55,7 +55,7 @@ fn a_few_damaged_images_are_errors_or_disks() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: 1,000 damages; scripts/test.sh --long"]
 fn a_thousand_damaged_images_are_errors_or_disks() {
     run_through("VHD", &samples(), 1000, LIMIT, |image| fuzz_vhd(image).opened());
 }

@@ -60,7 +60,7 @@ fn a_few_damaged_images_are_errors_or_disks() {
 }
 
 #[test]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: 1,000 damages; scripts/test.sh --long"]
 fn a_thousand_damaged_images_are_errors_or_disks() {
     run_through("VHDX", &samples(), 1000, LIMIT, |image| fuzz_vhdx(image).opened());
 }

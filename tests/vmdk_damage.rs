@@ -222,7 +222,7 @@ fn some_damaged_images_are_errors_or_disks() {
 }
 
 #[test]
-#[ignore = "long: 1,000 damages"]
+#[ignore = "long: 1,000 damages; scripts/test.sh --long"]
 fn many_damaged_images_are_errors_or_disks() {
     damaged_images_are_errors_or_disks(1000);
 }

@@ -454,7 +454,7 @@ fn guest_program(candidates: &[&str], package: &str) -> Result<Command> {
 /// Builds the initramfs aside, looks into it, and puts it in the old one's place: /boot never has to hold both.
 /// Where there is no room for it, it is packed as tightly as the kernel can unpack.
 fn rebuild(builder: Builder, kernel: &str, image: &str, modules: &[String]) -> Result<()> {
-    let aside = format!("/var/tmp/haul-initramfs-{}", std::process::id());
+    let aside = builder.output(kernel, &format!("/var/tmp/haul-initramfs-{}", std::process::id()));
     let attempt = |tight| {
         let done = build(builder, kernel, &aside, modules, tight)
             .and_then(|()| replace(builder, &aside, image, kernel, modules));

@@ -136,6 +136,14 @@ impl Builder {
         words
     }
 
+    /// The file it builds when told to build `aside`: make-initrd chooses the name itself.
+    pub fn output(self, kernel: &str, aside: &str) -> String {
+        match self {
+            Builder::MakeInitrd => format!("/var/tmp/initrd-{kernel}.img"),
+            _ => aside.to_owned(),
+        }
+    }
+
     /// Whether it must be asked what it can do first.
     pub fn has_versions(self) -> bool {
         self == Builder::Dracut

@@ -9,7 +9,7 @@ use super::extended::Extended;
 use super::linux::fstab;
 use super::tree::{Tree, Volume};
 use super::volume::FilesVolume;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::layout::{self, BtrfsFiles, PartitionType};
 use crate::unit::Extent;
@@ -90,6 +90,8 @@ pub struct Opened {
     pub mounts: Vec<Mounted>,
     /// Why files that were read may be older than what was committed.
     pub stale: Vec<String>,
+    /// File systems that cannot be read, and why.
+    pub unread: Vec<String>,
 }
 
 /// Subvolumes in which systems put their root on btrfs, where it is not the default one.
@@ -109,7 +111,7 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     for (logical, extent) in volumes {
         filesystems.push(file_system(&disk, Place::Logical(logical), extent)?);
     }
-    let mut stale = Vec::new();
+    let mut notes = Notes::default();
     let mut roots = Vec::new();
     for (i, fs) in filesystems.iter().enumerate() {
         let candidates = match fs.kind.as_str() {
@@ -117,7 +119,7 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
             _ => Vec::new(),
         };
         for options in std::iter::once(String::new()).chain(candidates) {
-            let Some(volume) = volume(&disk, fs, &options, &mut stale)? else { break };
+            let Some(volume) = volume(&disk, fs, &options, &mut notes)? else { break };
             if volume.node("/etc/os-release")?.or(volume.node("/etc/fstab")?).is_some() {
                 roots.push((i, options, volume));
                 break;
@@ -131,6 +133,7 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
             .fact("disk", disk.name())
     };
     let (root, options, volume_of_root) = match roots.len() {
+        0 if !notes.unread.is_empty() => return Err(no_root(&notes.unread.join("; "))),
         0 => return Err(no_root("no ext2/3/4, XFS or btrfs file system has /etc/os-release or /etc/fstab")),
         1 => roots.remove(0),
         _ => return Err(no_root("more than one file system has /etc/os-release")),
@@ -159,24 +162,53 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
         // A mount point is a folder of the guest, and no link: what it hides must be what the guest hides.
         if tree.resolve(&mounted.point)?.as_deref() == Some(mounted.point.as_str())
             && let Some(volume) =
-                volume(&disk, &filesystems[mounted.filesystem], &mounted.options, &mut stale)?
+                volume(&disk, &filesystems[mounted.filesystem], &mounted.options, &mut notes)?
         {
             tree.mount(&mounted.point, volume);
             filesystems[mounted.filesystem].point.get_or_insert_with(|| mounted.point.clone());
             mounts.push(mounted);
         }
     }
-    stale.dedup();
-    Ok(Opened { tree, filesystems, boot, mounts, stale })
+    let Notes { stale, unread } = notes;
+    Ok(Opened { tree, filesystems, boot, mounts, stale, unread })
+}
+
+/// What was noticed of file systems when they were opened, each thing once.
+#[derive(Default)]
+struct Notes {
+    stale: Vec<String>,
+    unread: Vec<String>,
+}
+
+fn note(notes: &mut Vec<String>, text: String) {
+    if !notes.contains(&text) {
+        notes.push(text);
+    }
 }
 
 /// The files of a file system, of btrfs those of the subvolume that `options` name, or else of the default one; `None`
-/// when haul does not read its kind, or there is no such subvolume.
+/// when haul cannot read it, or there is no such subvolume. Fails only as reading fails.
 fn volume(
     disk: &Arc<dyn ReadAt>,
     fs: &FileSystem,
     options: &str,
-    stale: &mut Vec<String>,
+    notes: &mut Notes,
+) -> Result<Option<Box<dyn Volume>>> {
+    match open_volume(disk, fs, options, notes) {
+        // It may hold data alone, which is copied whatever it is.
+        Err(error) if error.kind() == Kind::Image && error.retry() == Retry::No => {
+            note(&mut notes.unread, format!("{}: {}", error.what(), error.why()));
+            Ok(None)
+        }
+        opened => opened,
+    }
+}
+
+fn open_volume(
+    disk: &Arc<dyn ReadAt>,
+    fs: &FileSystem,
+    options: &str,
+    notes: &mut Notes,
 ) -> Result<Option<Box<dyn Volume>>> {
     let window = window(disk, fs);
     let name = window.name();
@@ -189,7 +221,9 @@ fn volume(
         },
         _ => return Ok(None),
     };
-    stale.extend(volume.stale().map(|why| format!("{name}: {why}")));
+    if let Some(why) = volume.stale() {
+        note(&mut notes.stale, format!("{name}: {why}"));
+    }
     Ok(Some(Box::new(volume)))
 }
 

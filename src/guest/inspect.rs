@@ -25,6 +25,8 @@ pub struct Guest {
     pub mounts: Vec<Mounted>,
     /// Why files that were read may be older than what was committed.
     pub stale: Vec<String>,
+    /// File systems that cannot be read, and why.
+    pub unread: Vec<String>,
     /// How the disk boots.
     pub boot: BootMode,
     /// The operating system.
@@ -61,7 +63,7 @@ pub struct CloudInit {
 pub fn inspect(disk: Arc<dyn ReadAt>) -> Result<Guest> {
     let opened = disk::open(disk)?;
     let guest = from_tree(opened.tree, opened.filesystems, opened.boot)?;
-    Ok(Guest { mounts: opened.mounts, stale: opened.stale, ..guest })
+    Ok(Guest { mounts: opened.mounts, stale: opened.stale, unread: opened.unread, ..guest })
 }
 
 /// Inspects a guest whose files are already at hand.
@@ -82,6 +84,7 @@ pub fn from_tree(tree: Tree, filesystems: Vec<FileSystem>, boot: BootMode) -> Re
         tree,
         mounts: filesystems.iter().enumerate().filter_map(mounted).collect(),
         stale: Vec::new(),
+        unread: Vec::new(),
         filesystems,
         boot,
     })

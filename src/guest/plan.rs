@@ -146,6 +146,9 @@ pub fn plan(guest: &Guest, options: &Options) -> Result<Plan> {
     for why in &guest.stale {
         draft.warn("disk.stale", why, "unmount it cleanly, or freeze it while it is copied");
     }
+    for why in &guest.unread {
+        draft.warn("disk.unread", why, "see that nothing the system needs to boot is there");
+    }
     linux::fixes(guest, options, &mut draft)?;
     let mut plan = Plan { fixes: draft.fixes, findings: draft.findings, mounts: Vec::new() };
     if !plan.is_empty() {

@@ -126,6 +126,14 @@ impl Tree {
         Ok(Some((done, node)))
     }
 
+    /// The same, where circles lead nowhere.
+    pub fn real(&self, path: &str) -> Result<Option<String>> {
+        match self.resolve(path) {
+            Err(error) if error.id() == "guest.path" => Ok(None),
+            found => found,
+        }
+    }
+
     /// What `path` leads to, links followed. A path that leads nowhere, or in circles, is nothing.
     pub fn node(&self, path: &str) -> Result<Option<Node>> {
         match self.walk(path, true) {

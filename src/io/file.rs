@@ -267,9 +267,11 @@ impl OutFile {
 
     /// Makes the file reach to the end of `extent`, with room on the disk for it, if the file system can. Several writes
     /// at once to such room go to the disk side by side; to a file that grows with them (ext4) or to a hole, in turn.
-    /// Nothing depends on it: where there is no room, the write that needs it fails.
+    /// Nothing depends on it: where there is no room, the write that needs it fails. The last of a file system is left to
+    /// those who need it, the journal of the same job among them.
     pub fn reserve(&self, extent: Extent) {
-        if self.direct.is_some() {
+        let plenty = extent.len().saturating_mul(4);
+        if self.direct.is_some() && self.free_space().is_ok_and(|free| free > plenty) {
             self.fallocate(FallocateFlags::empty(), extent);
         }
     }

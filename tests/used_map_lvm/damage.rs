@@ -351,7 +351,7 @@ fn damaged_metadata_neither_breaks_haul_nor_loses_used_bytes() {
 }
 
 #[test]
-#[ignore = "long: 20,000 damaged disks"]
+#[ignore = "long: 20,000 damaged disks; scripts/test.sh --long"]
 fn much_damaged_metadata_neither_breaks_haul_nor_loses_used_bytes() {
     survive_damage(20_000, 18);
 }

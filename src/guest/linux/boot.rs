@@ -77,7 +77,7 @@ fn settings(draft: &Draft<'_>) -> Result<Vec<String>> {
     let more = draft.tree().files("/etc/default/grub.d", ".cfg")?;
     for path in SETTINGS.iter().map(|path| (*path).to_owned()).chain(more) {
         // One of Red Hat's is a link to the other.
-        if let Some(real) = draft.tree().resolve(&path).ok().flatten()
+        if let Some(real) = draft.tree().real(&path)?
             && !found.contains(&real)
         {
             found.push(real);

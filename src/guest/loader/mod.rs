@@ -87,8 +87,8 @@ fn unquoted(word: &str) -> String {
 pub fn menus(tree: &Tree) -> Result<Vec<Menu>> {
     let mut found: Vec<Menu> = Vec::new();
     let mut add = |path: &str, style: Style| -> Result<()> {
-        // A link is read once, as what it leads to. Circles lead nowhere.
-        let Ok(Some(path)) = tree.resolve(path) else { return Ok(()) };
+        // A link is read once, as what it leads to.
+        let Some(path) = tree.real(path)? else { return Ok(()) };
         if found.len() >= MAX_MENUS || found.iter().any(|menu| menu.path == path) {
             return Ok(());
         }
