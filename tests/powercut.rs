@@ -167,17 +167,18 @@ impl Machine {
         step
     }
 
-    /// Kills QEMU `delay` after step `after` was reported, with whatever is under way; returns the last step that was.
-    fn cut(mut self, after: u64, delay: Duration) -> u64 {
+    /// Kills QEMU when it has said `more` lines since step `after` was reported, of steps or of the noise beside them, with
+    /// whatever is under way; returns the last step that was.
+    fn cut(mut self, after: u64, more: u64) -> u64 {
         let mut last = 0;
-        while last < after {
+        let mut left = more;
+        while last < after || left > 0 {
+            left -= u64::from(last >= after);
             let Ok(line) = self.console.recv_timeout(SILENCE) else {
                 panic!("the guest stops after step {last}: {:#?}", self.heard)
             };
             last = self.note(line).unwrap_or(last);
         }
-        // No wait for anything: this is the moment of the cut.
-        std::thread::sleep(delay);
         self.qemu.kill().unwrap();
         self.qemu.wait().unwrap();
         while let Ok(line) = self.console.recv() {
@@ -264,10 +265,10 @@ fn cut_power(guest: &Guest, kind: &Kind, cuts: usize, longest: u64, random: &mut
         }
         let work = random.next();
         let after = 20 + random.below(longest);
-        let delay = Duration::from_micros(random.below(60_000));
+        let more = random.below(4);
         let name = format!("{} cut {cut}, {from} to {to}, after step {after} of {work}", kind.name);
         let machine = Machine::start(&guest.kernel, &initramfs, kind.name, (&disk, from), work);
-        let steps = machine.cut(after, delay);
+        let steps = machine.cut(after, more);
 
         let convert = ["-q", "convert", "-O", to, text(&disk), text(&copy)];
         let haul = Command::new(env!("CARGO_BIN_EXE_haul")).args(convert).output().unwrap();

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use workload::{FOLDERS, Op, Random, folder, op, path};
 
@@ -50,11 +50,11 @@ fn load_modules() {
     }
 }
 
-/// Writes and deletes files that nobody was promised, so that what is free changes all the time.
-fn noise(mut random: Random) {
+/// Writes and deletes files that nobody was promised, one beside each step, so that what is free changes all the time.
+fn noise(mut random: Random, steps: &Receiver<u64>) {
     let mut kept = VecDeque::new();
     let mut held = 0;
-    for n in 0u64.. {
+    for n in steps {
         let longest = [4_000, 60_000, 1_500_000][random.below(3)];
         let len = random.below(longest);
         let bytes = random.bytes(len);
@@ -68,7 +68,7 @@ fn noise(mut random: Random) {
             let _ = fs::remove_file(format!("noise/n{n}"));
             held -= len;
         }
-        std::thread::sleep(Duration::from_millis(40));
+        report(&format!("NOISE {n}"));
     }
 }
 
@@ -146,8 +146,10 @@ fn main() {
     (0..FOLDERS).for_each(|slot| fs::create_dir(folder(slot)).unwrap());
     fs::create_dir("noise").unwrap();
     sync_folder(".");
-    std::thread::spawn(move || noise(Random(!seed)));
+    let (begun, steps) = sync_channel(1);
+    std::thread::spawn(move || noise(Random(!seed), &steps));
     for n in 1.. {
+        begun.send(n).unwrap();
         carry_out(op(seed, n));
         report(&format!("SYNCED {n}"));
     }
