@@ -276,6 +276,8 @@ fn on_file_system(folder: &Path, kind: &str) -> PathBuf {
         fs::write(format!("{root}/boot/grub/grub.cfg"), menu.replace(" /boot/", " /@/boot/")).unwrap();
     }
     run("umount", &[point]);
+    // A mount namespace that another test opens at this moment holds it, and it is written until it is let go.
+    gone(folder);
     disk
 }
 

@@ -297,7 +297,7 @@ fn own_mounts(task: &Path) -> Result<bool> {
     let task: Task = serde_json::from_slice(&bytes)
         .map_err(|error| Error::new(Kind::Internal, "guest.task", "cannot read the task").caused_by(error))?;
     namespace::die_with_parent(nix::unistd::Pid::from_raw(task.parent))?;
-    namespace::own_mounts()?;
+    namespace::own_mounts(&task.folder)?;
     namespace::scratch(&task.folder)?;
     let export = task.folder.join(EXPORT);
     export::mount(std::io::stdin().as_fd(), &export)?;

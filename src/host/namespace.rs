@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getppid, pivot_root};
 
+use super::mounts;
 use crate::error::{Error, Kind, Result};
 
 /// What the box may use.
@@ -91,12 +92,27 @@ pub fn die_with_parent(parent: Pid) -> Result<()> {
     }
 }
 
-/// Gives this process mounts of its own: what it mounts is seen by no other and goes with it.
-pub fn own_mounts() -> Result<()> {
+/// Gives this process mounts of its own: what it mounts is seen by no other and goes with it. Of the host's mounts it
+/// keeps those `folder` lies on and the kernel's own (/dev, /proc, /sys): a file system that is held here would stay
+/// mounted, and be written, after the host has unmounted it.
+pub fn own_mounts(folder: &Path) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|error| failed("open a mount namespace", error))?;
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
-        .map_err(|error| failed("detach from the host's mounts", error))
+        .map_err(|error| failed("detach from the host's mounts", error))?;
+    let kept = |point: &Path| {
+        folder.starts_with(point)
+            || ["/dev", "/proc", "/sys"].iter().any(|kernels| point.starts_with(kernels))
+    };
+    // The last one first: it may lie on one before it.
+    for point in mounts::mounts()?.iter().map(|mount| &mount.point).rev().filter(|point| !kept(point)) {
+        match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // Covered by another mount, or gone with the host's: it is not held by its name.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(error) => return Err(failed(&format!("let go of the host's {}", point.display()), error)),
+        }
+    }
+    Ok(())
 }
 
 /// Covers `folder` with an empty file system in memory, for mount points.
@@ -393,5 +409,34 @@ impl Drop for ControlGroup {
             // A group empties a moment after its last process is reaped; a later job sweeps what is left.
             let _ = fs::remove_dir(folder);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_hosts_mounts_only_those_it_lies_on_are_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let (others, ours) = (dir.path().join("others"), dir.path().join("ours"));
+        for point in [&others, &ours] {
+            fs::create_dir(point).unwrap();
+            scratch(point).unwrap();
+        }
+        let folder = ours.join("folder");
+        fs::create_dir(&folder).unwrap();
+        // Mounts belong to a thread.
+        let held = std::thread::spawn(move || {
+            own_mounts(&folder).unwrap();
+            fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+        });
+        let held: Vec<PathBuf> =
+            mounts::parse_mountinfo(&held.join().unwrap()).into_iter().map(|mount| mount.point).collect();
+        for point in [&others, &ours] {
+            unmount(point).unwrap();
+        }
+        assert!(held.contains(&ours) && held.contains(&"/proc".into()), "{held:?}");
+        assert!(!held.contains(&others), "{held:?}");
     }
 }
