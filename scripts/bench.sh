@@ -89,12 +89,20 @@ for disk in "${disks[@]}"; do
   row zlib qcow2 "-O qcow2 -c" --compress zlib
   row stream vmdk "-O vmdk -o subformat=streamOptimized" -O vmdk -o subformat=streamOptimized
   row vhd vhd "-O vpc -o subformat=dynamic,force_size=on" -O vhd -o subformat=dynamic
-  rm -f "$dir"/*.log
-  for _ in $(seq "$runs"); do
-    once "$dir/q.log" nbdcopy "$dir/$disk.raw" null:
-    once "$dir/h.log" "$haul" -q convert -O raw "$dir/$disk.raw" null:
+  for cache in warm cold; do
+    rm -f "$dir"/*.log
+    for _ in $(seq "$runs"); do
+      for peer in q h; do
+        [ $cache = warm ] || echo 3 > /proc/sys/vm/drop_caches
+        case $peer in
+          q) once "$dir/q.log" nbdcopy "$dir/$disk.raw" null: ;;
+          h) once "$dir/h.log" "$haul" -q convert -O raw "$dir/$disk.raw" null: ;;
+        esac
+      done
+    done
+    awk -v c="$cache" -v q="$(field q 1)" -v h="$(field h 1)" \
+      'BEGIN {printf "null:, page cache %s: nbdcopy %.2f s, haul %.2f s, %.2f times as long\n", c, q, h, h/q}'
   done
-  awk -v q="$(field q 1)" -v h="$(field h 1)" 'BEGIN {printf "null: nbdcopy %.2f s, haul %.2f s, %.2f times as long\n", q, h, h/q}'
   rm -f "$dir"/*.log
   for _ in 1 2 3; do once "$dir/h.log" "$haul" -q convert --dry-run -O raw "$dir/$disk.raw" null:; done
   echo "used map: $(field h 1) s with the start and end of the process that reads it"

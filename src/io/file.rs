@@ -1,5 +1,5 @@
-//! Files and block devices: read with O_DIRECT where the bytes may change under the page cache, written with it
-//! where the file system allows, so that a copy neither evicts nor dirties pages it did not bring in.
+//! Files and block devices: read with O_DIRECT where the bytes may change under the page cache, or are not in it;
+//! written with it where the file system allows. So a copy neither evicts nor dirties pages it did not bring in.
 
 use std::fs::{File, OpenOptions};
 use std::io::IoSlice;
@@ -11,14 +11,21 @@ use bytes::Bytes;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::buffer::{ALIGN, AlignedBuf};
+use super::residency::Residency;
 use super::{ReadAt, WriteAt, check_range};
 use crate::error::{Error, Kind, Result};
 use crate::unit::{Extent, to_usize};
 
+/// Bytes from which reading around the page cache beats its readahead.
+const DIRECT_FROM: usize = 256 << 10;
+
 /// A regular file or block device, read-only. A block device is read with O_DIRECT only: buffered reads of a
-/// device that is or was mounted return stale pages.
+/// device that is or was mounted return stale pages. Long reads of a file are direct where they would need the disk
+/// anyway: half the work, and what the host keeps in memory stays there.
 pub struct DiskFile {
     file: File,
+    /// The same regular file for direct reads, and what tells when to make them.
+    direct: Option<(File, Residency)>,
     path: PathBuf,
     size: u64,
     device: bool,
@@ -59,7 +66,8 @@ impl DiskFile {
         let flags = libc::O_CLOEXEC | if device { libc::O_DIRECT } else { 0 };
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
         let size = seek(&file, 0, libc::SEEK_END).map_err(failed)?;
-        Ok(DiskFile { file, path: path.to_owned(), size, device })
+        let direct = if device { None } else { direct(&file, size) };
+        Ok(DiskFile { file, direct, path: path.to_owned(), size, device })
     }
 
     /// The path it was opened by.
@@ -113,6 +121,15 @@ impl DiskFile {
     }
 }
 
+/// The open regular file `file` once more for direct reads; `None` where its file system has none.
+fn direct(file: &File, size: u64) -> Option<(File, Residency)> {
+    // By its number: the name may stand for another file by now.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = libc::O_CLOEXEC | libc::O_DIRECT;
+    let direct = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+    Some((direct, Residency::of(file, size)?))
+}
+
 /// Reads until `buf` is full or the file ends; returns the bytes read. At a device's end an aligned read may
 /// come back short, which is no error as long as the bytes asked for are in it.
 fn read_fully(file: &File, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
@@ -146,6 +163,15 @@ impl ReadAt for DiskFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         check_range(self, buf.len(), offset)?;
+        if let Some((direct, residency)) = &self.direct
+            && buf.len() >= DIRECT_FROM
+            && aligned(buf.as_ptr() as usize, buf.len(), offset)
+            && !residency.mostly(Extent::at(offset, buf.len() as u64))
+            // Where it fails, the page cache is asked: it says why, or can.
+            && direct.read_exact_at(buf, offset).is_ok()
+        {
+            return Ok(());
+        }
         let read = if self.device && !aligned(buf.as_ptr() as usize, buf.len(), offset) {
             self.read_unaligned(buf, offset)
         } else {
@@ -242,7 +268,7 @@ impl OutFile {
     /// The file as a disk to read: its length is what it is now.
     pub fn into_disk(self) -> Result<DiskFile> {
         let size = self.len()?;
-        Ok(DiskFile { file: self.buffered, path: self.path, size, device: false })
+        Ok(DiskFile { file: self.buffered, direct: None, path: self.path, size, device: false })
     }
 
     /// Makes the file `len` bytes long; new bytes are a hole.
@@ -371,6 +397,28 @@ mod tests {
         disk.read_at(&mut tail, (10 << 20) - 4).unwrap();
         assert_eq!(&tail, b"tail");
         assert_eq!(disk.read_at(&mut tail, (10 << 20) - 3).unwrap_err().kind(), Kind::Image);
+    }
+
+    #[test]
+    fn a_long_read_brings_nothing_into_the_page_cache_and_takes_what_is_there() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("disk");
+        let bytes: Vec<u8> = (0..1024u32).flat_map(|page| [page.to_le_bytes()[0]; 4096]).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        file.sync_all().unwrap();
+        let drop = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        nix::fcntl::posix_fadvise(&file, 0, 0, drop).unwrap();
+        // Not on the disk yet: the rest of the read must be as new.
+        file.write_all_at(&[9; 4096], 2 << 20).unwrap();
+
+        let disk = DiskFile::open(&path).unwrap();
+        let mut buf = AlignedBuf::new(4 << 20);
+        disk.read_at(&mut buf, 0).unwrap();
+        assert!(buf[..2 << 20] == bytes[..2 << 20] && buf[(2 << 20) + 4096..] == bytes[(2 << 20) + 4096..]);
+        assert_eq!(buf[2 << 20..(2 << 20) + 4096], [9; 4096]);
+        let residency = &disk.direct.as_ref().unwrap().1;
+        assert!(!residency.mostly(Extent::new(0, 4 << 20)));
     }
 
     #[test]

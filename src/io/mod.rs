@@ -7,6 +7,7 @@ pub mod fake;
 pub mod file;
 pub mod nbd;
 pub mod pool;
+mod residency;
 
 use std::sync::Arc;
 
