@@ -6,7 +6,7 @@ out=docs/evidence.md
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 commit=$(git rev-parse --short HEAD)
-command="cargo test --features fault-points -- --ignored --nocapture --test-threads 1"
+command="cargo test --features fault-points --no-fail-fast -- --ignored --nocapture --test-threads 1"
 failed=0
 $command 2>&1 | tee "$log" || failed=1
 {
