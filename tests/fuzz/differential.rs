@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
 
 use haul::error::Result;
 use haul::image::{self, Format, Gate};
@@ -15,7 +14,7 @@ use super::bodies::input::{self, View};
 use super::bodies::{BODIES, Body, signature, words};
 use super::images::{Random, arg};
 use super::mutate;
-use super::run::{Until, corpus_dir, seeds};
+use super::run::{Until, corpus_dir, seeds, worked};
 
 /// Longest disk that is compared, in bytes.
 const LONGEST: u64 = 64 << 20;
@@ -124,7 +123,7 @@ fn differ(reader: &Reader, ours: &[u8], theirs: &[u8]) -> Option<String> {
 
 /// Changes images of the corpus, and those that a run of the fuzzer kept in `keep`, and has them read by both.
 pub fn run(reader: &Reader, seed: u64, until: &Until, keep: Option<&Path>) -> Tally {
-    let start = Instant::now();
+    let start = worked();
     let mut random = Random(seed);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
@@ -139,7 +138,7 @@ pub fn run(reader: &Reader, seed: u64, until: &Until, keep: Option<&Path>) -> Ta
     let mut tally = Tally::default();
     let is_done = |executions| match until {
         Until::Executions(most) => executions >= *most,
-        Until::Elapsed(longest) => start.elapsed() >= *longest,
+        Until::Worked(longest) => worked() - start >= *longest,
     };
     while !is_done(tally.executions) {
         let mut input = mutate::next(&corpus, &mut random);
@@ -173,6 +172,6 @@ pub fn run(reader: &Reader, seed: u64, until: &Until, keep: Option<&Path>) -> Ta
             (Err(_), Err(_)) => tally.neither += 1,
         }
     }
-    tally.seconds = start.elapsed().as_secs_f64();
+    tally.seconds = (worked() - start).as_secs_f64();
     tally
 }

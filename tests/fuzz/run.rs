@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+
 use super::allocations;
 use super::bodies::input::View;
 use super::bodies::{Body, Outcome};
@@ -29,7 +32,18 @@ const MOST_OUTCOMES: usize = 3000;
 /// When to stop.
 pub enum Until {
     Executions(u64),
-    Elapsed(Duration),
+    /// So much of the processors' time: whatever else the machine does, as much was tried.
+    Worked(Duration),
+}
+
+/// The processors' time that this process, and those it waited for, have taken.
+pub fn worked() -> Duration {
+    let of = |who| {
+        let usage = getrusage(who).unwrap();
+        let time = usage.user_time() + usage.system_time();
+        Duration::from_micros(time.num_microseconds().try_into().unwrap())
+    };
+    of(UsageWho::RUSAGE_SELF) + of(UsageWho::RUSAGE_CHILDREN)
 }
 
 /// What a run found.
@@ -173,7 +187,7 @@ impl Watchdog {
 /// Fuzzes `body` from its corpus on. With `keep`, inputs that lead to something new are kept in that folder, and taken
 /// up by the next run.
 pub fn run(body: &Body, seed: u64, until: &Until, keep: Option<&Path>) -> Report {
-    let start = Instant::now();
+    let start = worked();
     let mut random = Random(seed);
     let mut coverage = Coverage::new();
     let mut report = Report::default();
@@ -223,7 +237,7 @@ pub fn run(body: &Body, seed: u64, until: &Until, keep: Option<&Path>) -> Report
     loop {
         let is_done = match until {
             Until::Executions(most) => report.executions >= *most,
-            Until::Elapsed(longest) => start.elapsed() >= *longest,
+            Until::Worked(longest) => worked() - start >= *longest,
         };
         if is_done {
             break;
@@ -241,7 +255,7 @@ pub fn run(body: &Body, seed: u64, until: &Until, keep: Option<&Path>) -> Report
         }
     }
     report.edges = coverage.edges();
-    report.seconds = start.elapsed().as_secs_f64();
+    report.seconds = (worked() - start).as_secs_f64();
     report
 }
 
