@@ -255,6 +255,21 @@ PY
   seed xfs-files good-kernel img
 fi
 
+if wanted fat-files; then
+  export MTOOLS_SKIP_CHECK=1
+  rm -rf tree; mkdir -p tree/EFI/{BOOT,debian} tree/many; echo loader > tree/EFI/debian/shimx64.efi; : > tree/empty
+  echo 'search.fs_uuid 11111111-1111-4111-8111-111111111111 root' > tree/EFI/debian/grub.cfg
+  for i in $(seq 40); do echo "$i" > "tree/many/a name longer than eight and three $i.conf"; done
+  head -c 20000 /dev/zero | tr '\0' x > tree/long
+  for kind in 12:2M 16:9M 32:34M; do
+    rm -f img; truncate -s "${kind#*:}" img
+    mkfs.fat -F "${kind%:*}" -s 1 -i 6696244F --invariant img > /dev/null
+    mcopy -s -m -i img tree/* ::/; mdel -i img '::/many/a name longer than eight and three 1*.conf'
+    mcopy -i img tree/long ::/many/again
+    seed fat-files "good-fat${kind%:*}" img
+  done
+fi
+
 if wanted guest; then
   rm -rf tree; mkdir -p tree/{etc/network,boot/grub,bin,lib/modules/6.1.0-1-amd64,etc/default}
   printf 'ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian 12"\n' > tree/etc/os-release

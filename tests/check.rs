@@ -281,7 +281,14 @@ fn a_uefi_disk_is_for_the_public_edition() {
     let disk = Server::ready()
         .table("label: gpt\nstart=2048, size=61440, type=linux\nstart=63488, size=4096, type=uefi\n")
         .disk();
-    assert_eq!(finding(&disk.check(&Options::default()), "disk.boot").0, Severity::Warn);
+    let report = disk.check(&Options::default());
+    assert_eq!(finding(&report, "disk.boot").0, Severity::Pass);
+    // Nothing is on its EFI system partition.
+    let (severity, evidence) = finding(&report, "guest.fix");
+    assert!(
+        severity == Severity::Warn && evidence.contains("cannot read its EFI system partition"),
+        "{evidence}"
+    );
     assert_fails(&disk.check(&tce()), "disk.boot", "UEFI");
 }
 

@@ -20,13 +20,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use haul::boot::config_drive::ConfigDrive;
-use haul::boot::{Accelerator, Expect, Format, Hardware, Machine, State};
+use haul::boot::{Accelerator, Expect, Firmware, Format, Hardware, Machine, State};
 use haul::guest::plan::Options;
 use haul::guest::{self, Setup};
 use haul::host::programs::Programs;
@@ -314,6 +315,65 @@ fn a_guest_on_xfs_or_in_subvolumes_of_btrfs_is_fixed_where_it_lies() {
     }
 }
 
+/// The small guest on a GPT, booted by UEFI: with a loader that only its own firmware's boot entry names.
+fn by_uefi(folder: &Path) -> PathBuf {
+    small_guest(folder, "cp /good.img $out");
+    let tree = folder.join("tree");
+    fs::create_dir_all(tree.join("boot/efi")).unwrap();
+    fs::write(
+        tree.join("etc/fstab"),
+        "/dev/sda2 / ext4 defaults 0 1\n/dev/sda1 /boot/efi vfat umask=0077 0 1\n",
+    )
+    .unwrap();
+    let menu = fs::read_to_string(tree.join("boot/grub/grub.cfg")).unwrap();
+    fs::write(tree.join("boot/grub/grub.cfg"), menu.replace("root=/dev/sda", "root=/dev/sda2")).unwrap();
+    let image = |name: &str, size: u64| {
+        let path = folder.join(name);
+        fs::File::create(&path).unwrap().set_len(size).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (esp, root) = (image("esp.fs", 40 << 20), image("root.fs", 256 << 20));
+    run("mkfs.ext4", &["-qF", "-d", tree.to_str().unwrap(), &root]);
+    run("mkfs.fat", &["-F", "32", "-s", "1", "-i", "6696244F", &esp]);
+    let put = |name: &str, content: &[u8]| {
+        let from = folder.join("from");
+        fs::write(&from, content).unwrap();
+        run("mcopy", &["-i", &esp, from.to_str().unwrap(), &format!("::/{name}")]);
+    };
+    run("mmd", &["-i", &esp, "::/EFI", "::/EFI/debian"]);
+    put("EFI/debian/shimx64.efi", &[1; 900_000]);
+    put("EFI/debian/grubx64.efi", &[2; 2_500_000]);
+    put(
+        "EFI/debian/grub.cfg",
+        b"linux /boot/vmlinuz-6.1.0-1-test root=/dev/sda2\ninitrd /boot/initrd.img-6.1.0-1-test\n",
+    );
+
+    let disk = folder.join("uefi.raw");
+    fs::File::create(&disk).unwrap().set_len(300 << 20).unwrap();
+    let table = "label: gpt\nstart=1MiB, size=40MiB, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n\
+                 start=41MiB, size=256MiB, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4\n";
+    run("sh", &["-c", &format!("printf '{table}' | sfdisk -q {}", disk.to_str().unwrap())]);
+    let out = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    out.write_all_at(&fs::read(esp).unwrap(), 1 << 20).unwrap();
+    out.write_all_at(&fs::read(root).unwrap(), 41 << 20).unwrap();
+    disk
+}
+
+#[test]
+fn a_guest_by_uefi_gets_a_loader_where_new_firmware_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = by_uefi(dir.path());
+    let plan = fixed_where_it_lies(dir.path(), &disk, &["/", "/boot/efi"]);
+    for copied in
+        ["shimx64.efi to /boot/efi/EFI/BOOT/BOOTX64.EFI", "grubx64.efi to /boot/efi/EFI/BOOT/grubx64.efi"]
+    {
+        assert!(plan.contains(&format!("! copy /boot/efi/EFI/debian/{copied}")), "{plan}");
+    }
+    assert!(plan.contains("+UUID=6696-244F /boot/efi vfat"), "{plan}");
+    let edited = plan.find("b/boot/efi/EFI/debian/grub.cfg").unwrap();
+    assert!(edited < plan.find("grub.cfg to /boot/efi/EFI/BOOT/grub.cfg").unwrap(), "{plan}");
+}
+
 /// The small guest with its root in a logical volume that lies on two partitions, and /var in a striped one.
 fn in_logical_volumes(folder: &Path) -> PathBuf {
     small_guest(folder, "cp /good.img $out");
@@ -382,7 +442,7 @@ fn a_data_volume_that_cannot_be_read_is_told_and_no_hindrance() {
     data[1 << 20..].fill(0xff);
     let file = fs::OpenOptions::new().write(true).open(&both).unwrap();
     for (bytes, at) in [(root, 1 << 20), (data, 257 << 20)] {
-        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, at).unwrap();
+        file.write_all_at(&bytes, at).unwrap();
     }
     let guest = guest::inspect(opened(&both)).unwrap();
     assert!(guest.unread.len() == 1 && guest.unread[0].contains("partition 2"), "{:?}", guest.unread);
@@ -573,7 +633,7 @@ fn fixed_and_booted(
     let file = fs::OpenOptions::new().write(true).open(&copy).unwrap();
     for run in sealed.dirty.iter() {
         let bytes = haul::io::read_vec(&overlay, run.start, usize::try_from(run.len()).unwrap()).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, run.start).unwrap();
+        file.write_all_at(&bytes, run.start).unwrap();
     }
     let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
     lock.lock().unwrap();
@@ -582,7 +642,9 @@ fn fixed_and_booted(
         fs::write(&path, drive.iso().unwrap()).unwrap();
         path
     });
-    let machine = Machine { accelerator: Accelerator::Tcg, config_drive, ..Machine::new(&copy, Format::Raw) };
+    let firmware = if options.contains(&"firmware=uefi") { Firmware::Uefi } else { Firmware::Bios };
+    let machine =
+        Machine { accelerator: Accelerator::Tcg, config_drive, firmware, ..Machine::new(&copy, Format::Raw) };
     let outcome = haul::boot::run(
         &Programs::default(),
         &machine,
@@ -607,13 +669,14 @@ fn fixed_and_booted(
 }
 
 /// How the disk boots as it is, on hardware that its own system knows or not.
-fn boots_unfixed(disk: &Path, hardware: Hardware) -> State {
+fn boots_unfixed(disk: &Path, hardware: Hardware, firmware: Firmware) -> State {
     let dir = tempfile::tempdir().unwrap();
     let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
     lock.lock().unwrap();
     // The card's address is the one that the system is pinned to.
     let mac = [0x52, 0x54, 0x00, 0xaa, 0xbb, 0x01];
-    let machine = Machine { accelerator: Accelerator::Tcg, hardware, mac, ..Machine::new(disk, Format::Raw) };
+    let accelerator = Accelerator::Tcg;
+    let machine = Machine { accelerator, hardware, mac, firmware, ..Machine::new(disk, Format::Raw) };
     let expect = Expect::Marker("HAUL-BEACON up".into());
     let (time, log) = (Duration::from_secs(400), dir.path().join("console.log"));
     let outcome = haul::boot::run(&Programs::default(), &machine, expect, time, &log, &Tally::default());
@@ -623,8 +686,8 @@ fn boots_unfixed(disk: &Path, hardware: Hardware) -> State {
 #[test]
 fn a_real_debian_is_fixed_proven_and_boots_on_virtio_as_itself() {
     let (disk, _) = debian_disk(&[]);
-    assert_eq!(boots_unfixed(&disk, Hardware::Sata), State::Up);
-    assert_eq!(boots_unfixed(&disk, Hardware::Virtio), State::InitramfsShell);
+    assert_eq!(boots_unfixed(&disk, Hardware::Sata, Firmware::Bios), State::Up);
+    assert_eq!(boots_unfixed(&disk, Hardware::Virtio, Firmware::Bios), State::InitramfsShell);
     let words = fixed_and_booted(&[], None);
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }
@@ -640,9 +703,21 @@ fn a_debian_with_two_kernels_and_dep_and_swap_boots_on_virtio() {
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_dracut_boots_on_virtio() {
     let (disk, _) = debian_disk(&["initramfs=dracut"]);
-    assert_ne!(boots_unfixed(&disk, Hardware::Virtio), State::Up);
+    assert_ne!(boots_unfixed(&disk, Hardware::Virtio, Firmware::Bios), State::Up);
     let words = fixed_and_booted(&["initramfs=dracut"], None);
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_by_uefi_boots_on_virtio_with_firmware_that_knows_no_boot_entries() {
+    let options = ["pt=gpt", "firmware=uefi", "rootref=uuid"];
+    let (disk, _) = debian_disk(&options);
+    assert_eq!(boots_unfixed(&disk, Hardware::Virtio, Firmware::Uefi), State::NoBootableDevice);
+    let words = fixed_and_booted(&options, None);
+    assert!(words["root"].starts_with("/dev/vda2"), "{words:?}");
+    // The ESP, too.
+    assert_eq!(words["failed"], "", "{words:?}");
 }
 
 #[test]

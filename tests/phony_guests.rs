@@ -34,6 +34,7 @@ fn filesystems() -> Vec<FileSystem> {
         label: (kind == "ext4").then(|| "root".into()),
         partition_uuid: None,
         point: point.map(Into::into),
+        esp: false,
     };
     vec![fs(1, "ext4", ROOT, Some("/")), fs(5, "swap", SWAP, None)]
 }
@@ -463,6 +464,7 @@ fn applied(mut volume: TextVolume, plan: &Plan) -> TextVolume {
             Fix::Edit { path, new, .. } => volume = volume.file(path, new.as_str()),
             Fix::Create { path, text, .. } => volume = volume.file(path, text.as_str()),
             Fix::Remove { path, .. } => volume.remove(path),
+            Fix::Copy { .. } => panic!("no phony guest has an EFI system partition"),
             Fix::Initramfs { image, .. } => volume = volume.file(image, initramfs(VIRTIO)),
         }
     }
@@ -518,14 +520,7 @@ fn links_of_a_hostile_guest_lead_nowhere_outside() {
         .file("/etc/default/real", "GRUB_CMDLINE_LINUX=\"root=/dev/sda1\"\n")
         .symlink("/etc/cloud/cloud.cfg.d/99-haul.cfg", "/etc/passwd-to-be");
     let plan = guest::plan(&inspected(volume), &Options::default()).unwrap();
-    let paths: Vec<&str> = plan
-        .fixes
-        .iter()
-        .map(|fix| match fix {
-            Fix::Edit { path, .. } | Fix::Create { path, .. } | Fix::Remove { path, .. } => path.as_str(),
-            Fix::Initramfs { image, .. } => image,
-        })
-        .collect();
+    let paths: Vec<&str> = plan.fixes.iter().map(Fix::path).collect();
     assert!(paths.contains(&"/etc/default/real"), "{paths:?}");
     for path in [
         "/etc/default/grub",

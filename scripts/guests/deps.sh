@@ -3,7 +3,7 @@
 # On other systems it lists what is missing and fails.
 
 guest_packages=(
-  arch-test e2fsprogs fdisk iproute2 jq kmod mmdebstrap openssh-client openssl ovmf procps
+  arch-test dosfstools e2fsprogs fdisk iproute2 jq kmod mmdebstrap mtools openssh-client openssl ovmf procps
   qemu-system-x86 qemu-utils util-linux xorriso xz-utils zstd
 )
 

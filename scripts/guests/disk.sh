@@ -3,11 +3,12 @@
 # tree (suite=bookworm chooses another one). For tests, which must not write it. Needs root.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
-suite=bookworm kernels=1 builder=initramfs-tools options=()
+suite=bookworm kernels=1 builder=initramfs-tools firmware=bios options=()
 for option in "$@"; do
   case $option in
     suite=*) suite=${option#*=} ;;
     kernels=*) kernels=${option#*=} options+=("$option") ;;
+    firmware=*) firmware=${option#*=} options+=("$option") ;;
     initramfs=dracut) builder=dracut options+=("$option") ;;
     *) options+=("$option") ;;
   esac
@@ -19,7 +20,7 @@ disk=$cache/disk-$name.raw
 exec 9>"$disk.lock"
 flock 9
 if [ ! -e "$disk" ]; then
-  "$here/tree.sh" "$suite" "$disk.tree" "kernels=$kernels" "builder=$builder" 9>&-
+  "$here/tree.sh" "$suite" "$disk.tree" "kernels=$kernels" "builder=$builder" "firmware=$firmware" 9>&-
   "$here/mkguest.sh" "$disk.tree" "$disk" "${options[@]}" >&2 9>&-
   rm "$disk.tree"
 fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # mkguest.sh TREE.tar.zst OUT.raw [key=value…]: a real Debian server as a raw disk, and what it is in OUT.raw.json.
 # As made by default it boots on a SATA/e1000 machine and on no other: no virtio in its initramfs, root=/dev/sda1, its
-# NIC pinned by MAC to a static address. Needs root and loop devices; no partition, device-mapper or vfat support.
+# NIC pinned by MAC to a static address. Needs root and loop devices, mtools; no partition, device-mapper or vfat support.
 #
-#   size=3G               of the disk                      pt=mbr|gpt         partition table (BIOS either way)
+#   size=3G               of the disk                      pt=mbr|gpt         partition table
+#   firmware=bios|uefi    (uefi with pt=gpt, and a tree made for it)
 #   rootref=dev|uuid|label  in fstab and kernel command line  boot=no|yes     /boot on a partition of its own
 #   initramfs=list|most|dep  MODULES= of initramfs-tools   bootfull=PERCENT   fill /boot to this (with boot=yes)
 #             dracut       in its place, in the tree too
@@ -20,7 +21,7 @@ fi
 here=$(dirname "$(readlink -f "$0")")
 tree=$1 out=$2
 declare -A key=(
-  [size]=3G [pt]=mbr [rootref]=dev [boot]=no [bootfull]=0 [initramfs]=list [kernels]=1 [swap]=no [cloudinit]=yes
+  [size]=3G [pt]=mbr [firmware]=bios [rootref]=dev [boot]=no [bootfull]=0 [initramfs]=list [kernels]=1 [swap]=no [cloudinit]=yes
   [net]=mac [payload]=16 [junk]=256
 )
 for option in "${@:3}"; do
@@ -52,8 +53,12 @@ swap_size=0
 linux=83 swap_type=82
 if [ "${key[pt]}" = gpt ]; then
   linux=0FC63DAF-8483-4772-8E79-3D69D8477DE4 swap_type=0657FD6D-A4AB-43C4-84E5-0933C84B4F4F
-  add 1 21686148-6449-6E6F-744E-656564454649
+  case ${key[firmware]} in
+    bios) add 1 21686148-6449-6E6F-744E-656564454649 ;;
+    uefi) add 48 C12A7328-F81F-11D2-BA4B-00A0C93EC93B; esp_number=$number esp_start=$start ;;
+  esac
 fi
+[ "${key[firmware]}" = bios ] || [ -n "${esp_number:-}" ] || { echo "firmware=uefi needs pt=gpt" >&2; exit 2; }
 if [ "${key[boot]}" = yes ]; then
   boot_size=192
   add $boot_size $linux
@@ -140,6 +145,7 @@ reference() { # NUMBER UUID LABEL
     dev) echo "$(device "$swap_number") none swap sw 0 0" ;;
     *) echo "UUID=$swap_uuid none swap sw 0 0" ;;
   esac
+  [ "${key[firmware]}" = bios ] || echo "$(reference "$esp_number" 6696-244F ESP) /boot/efi vfat umask=0077 0 1"
 } >"$root/etc/fstab"
 
 # --- Who it is.
@@ -270,24 +276,44 @@ esac
 P
 chmod 755 "$work/files/grub-probe"
 mount --bind "$work/files/grub-probe" "$root/usr/sbin/grub-probe"
-mkdir -p "$root/boot/grub/i386-pc"
+[ "${key[firmware]}" = bios ] && platform=i386-pc || platform=x86_64-efi
+mkdir -p "$root/boot/grub/$platform"
 in_guest grub-mkconfig -o /boot/grub/grub.cfg 2>"$work/files/log" || { cat "$work/files/log" >&2; exit 1; }
 umount "$root/usr/sbin/grub-probe"
-cp "$root"/usr/lib/grub/i386-pc/*.{mod,lst,img} "$root/boot/grub/i386-pc/"
+cp "$root"/usr/lib/grub/$platform/*.{mod,lst} "$root/boot/grub/$platform/"
 [ -n "$boot_number" ] && grub_path=/grub || grub_path=/boot/grub
-in_guest grub-mkimage -O i386-pc -p "(,$partmap$boot_on)$grub_path" -o /boot/grub/i386-pc/core.img \
-  biosdisk part_msdos part_gpt ext2
-little_endian() { # NUMBER: eight bytes
-  local i
-  for i in 0 8 16 24 32 40 48 56; do printf "\\x$(printf %02x $((($1 >> i) & 255)))"; done
-}
-cp "$root/usr/lib/grub/i386-pc/boot.img" "$work/files/boot.img"
-cp "$root/boot/grub/i386-pc/core.img" "$work/files/core.img"
-core_at=1
-if [ "${key[pt]}" = gpt ]; then # the core lies in the BIOS boot partition: where it starts, and where it goes on
-  core_at=2048
-  little_endian $core_at | dd of="$work/files/boot.img" bs=1 seek=92 conv=notrunc status=none
-  little_endian $((core_at + 1)) | dd of="$work/files/core.img" bs=1 seek=500 conv=notrunc status=none
+if [ "${key[firmware]}" = uefi ]; then
+  # As Debian's installer leaves it: named by a boot entry of the machine's own firmware, which is not on the disk.
+  mkdir -p "$root/boot/efi"
+  esp=$work/files/esp
+  truncate -s 48M "$esp"
+  mkfs.fat -F 32 -s 1 -i 6696244F -n ESP "$esp" >/dev/null
+  cat >"$work/files/grub.cfg" <<G
+search.fs_uuid $([ -n "$boot_number" ] && echo "$boot_uuid" || echo "$root_uuid") root hd0,gpt$boot_on
+set prefix=(\$root)'$grub_path'
+configfile \$prefix/grub.cfg
+G
+  export MTOOLS_SKIP_CHECK=1
+  mmd -i "$esp" ::/EFI ::/EFI/debian
+  mcopy -i "$esp" "$root/usr/lib/shim/shimx64.efi.signed" ::/EFI/debian/shimx64.efi
+  mcopy -i "$esp" "$root/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed" ::/EFI/debian/grubx64.efi
+  mcopy -i "$esp" "$work/files/grub.cfg" ::/EFI/debian/grub.cfg
+else
+  cp "$root"/usr/lib/grub/i386-pc/*.img "$root/boot/grub/i386-pc/"
+  in_guest grub-mkimage -O i386-pc -p "(,$partmap$boot_on)$grub_path" -o /boot/grub/i386-pc/core.img \
+    biosdisk part_msdos part_gpt ext2
+  little_endian() { # NUMBER: eight bytes
+    local i
+    for i in 0 8 16 24 32 40 48 56; do printf "\\x$(printf %02x $((($1 >> i) & 255)))"; done
+  }
+  cp "$root/usr/lib/grub/i386-pc/boot.img" "$work/files/boot.img"
+  cp "$root/boot/grub/i386-pc/core.img" "$work/files/core.img"
+  core_at=1
+  if [ "${key[pt]}" = gpt ]; then # the core lies in the BIOS boot partition: where it starts, and where it goes on
+    core_at=2048
+    little_endian $core_at | dd of="$work/files/boot.img" bs=1 seek=92 conv=notrunc status=none
+    little_endian $((core_at + 1)) | dd of="$work/files/core.img" bs=1 seek=500 conv=notrunc status=none
+  fi
 fi
 
 # --- A nearly full /boot, like after years of kernel updates.
@@ -306,8 +332,12 @@ live=$(df --output=used -B1 "$root" | tail -n 1)
 fuser -k -m "$root" 2>/dev/null || true
 umount -R "$root"
 losetup -j "$part" | grep . >&2 && { echo "a loop device is still on $part" >&2; exit 1; }
-dd if="$work/files/boot.img" of="$part" bs=440 count=1 conv=notrunc status=none
-dd if="$work/files/core.img" of="$part" bs=512 seek=$core_at conv=notrunc status=none
+if [ "${key[firmware]}" = uefi ]; then
+  dd if="$esp" of="$part" bs=1M seek=$esp_start conv=notrunc,sparse status=none
+else
+  dd if="$work/files/boot.img" of="$part" bs=440 count=1 conv=notrunc status=none
+  dd if="$work/files/core.img" of="$part" bs=512 seek=$core_at conv=notrunc status=none
+fi
 options=$(for name in "${!key[@]}"; do echo "$name=${key[$name]}"; done | sort)
 jq -n --rawfile identity "$work/files/identity" --arg options "$options" --arg canary "$canary" \
   --arg root_password "$root_password" --arg ops_password "$ops_password" --arg kernels "${kernels[*]}" \

@@ -1,27 +1,30 @@
 #!/usr/bin/env bash
-# tree.sh SUITE OUT.tar.zst [kernels=1|2] [builder=initramfs-tools|dracut]: a Debian server as a tree, for mkguest.sh to put on a disk. Needs root.
+# tree.sh SUITE OUT.tar.zst [kernels=1|2] [builder=initramfs-tools|dracut]
+# [firmware=bios|uefi]: a Debian server as a tree, for mkguest.sh to put on a disk. Needs root.
 # It is made once per recipe and kept in the cache (HAUL_CACHE, else XDG_CACHE_HOME/haul, else ~/.cache/haul); OUT becomes
 # a link to it. kernels=2 adds the suite's other kernel of the same flavour. HAUL_MIRROR names another package mirror.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/deps.sh"
-suite=$1 out=$2 kernels=1 builder=initramfs-tools
+suite=$1 out=$2 kernels=1 builder=initramfs-tools loader=(grub-pc)
 for option in "${@:3}"; do
   case $option in
     kernels=1 | kernels=2) kernels=${option#*=} ;;
     builder=initramfs-tools | builder=dracut) builder=${option#*=} ;;
+    firmware=bios) ;;
+    firmware=uefi) loader=(grub-efi-amd64 grub-efi-amd64-signed shim-signed) ;;
     *) echo "unknown option $option" >&2; exit 2 ;;
   esac
 done
 
 packages=(
-  linux-image-amd64 systemd-sysv udev "$builder" grub-pc cloud-init ifupdown iproute2 openssh-server e2fsprogs
+  linux-image-amd64 systemd-sysv udev "$builder" "${loader[@]}" cloud-init ifupdown iproute2 openssh-server e2fsprogs
   netbase isc-dhcp-client kmod procps dbus
 )
 # What a server does not need to boot: its documents, and the drivers of what no server or virtual machine has.
 exclude=(
   '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' '/usr/share/info/*' '/usr/share/grub/themes/*'
-  '/usr/lib/grub/i386-pc/*.module'
+  '/usr/lib/grub/'{i386-pc,x86_64-efi}'/*.module'
   '/lib/modules/*/kernel/sound/*'
   '/lib/modules/*/kernel/drivers/'{gpu/drm/{amd,i915,nouveau,radeon,gma500,vmwgfx},media,isdn,iio,staging,infiniband,bluetooth,mmc,usb/gadget,comedi,thunderbolt,accel}'/*'
   '/lib/modules/*/kernel/drivers/net/'{wireless,can,wwan,usb,ieee802154}'/*'

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::builder::Builder;
 use super::extended::Extended;
+use super::fat;
 use super::initramfs;
 use super::plan::{Fix, Plan, PlannedMount};
 use crate::error::{Error, Kind, Result};
@@ -114,6 +115,29 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
         return overlay.seal();
     }
     monitor.begin("fix", Some(plan.fixes.len() as u64));
+    let shown = Extended::new(Arc::clone(overlay), &(Arc::clone(overlay) as Arc<dyn ReadAt>))?;
+    let shown: Arc<dyn export::Disk> = Arc::new(shown);
+    let (on_fat, fixes): (Vec<&Fix>, Vec<&Fix>) =
+        plan.fixes.iter().partition(|fix| plan.fat_of(fix).is_some());
+    if !fixes.is_empty() {
+        let fixes = fixes.iter().map(|fix| (*fix).clone()).collect();
+        mounted(&Plan { fixes, findings: Vec::new(), mounts: plan.mounts.clone() }, &shown, setup, monitor)?;
+    }
+    for (number, fix) in (fixes.len() as u64 + 1..).zip(on_fat) {
+        if let Some(mount) = plan.fat_of(fix) {
+            let text = fat::step(&shown, mount, fix)?;
+            monitor.advance(number);
+            monitor.note(Level::Info, &text);
+        }
+    }
+    fault::point("fix");
+    let sealed = overlay.seal();
+    fault::point("fix");
+    sealed
+}
+
+/// Carries out what needs the kernel's file systems.
+fn mounted(plan: &Plan, shown: &Arc<dyn export::Disk>, setup: &Setup, monitor: &dyn Monitor) -> Result<()> {
     let folder = fs::canonicalize(&setup.folder).map_err(|error| folder_error(&setup.folder, error))?;
     let _lock = MemoryLock::new();
     let _rule = UdevRule::write();
@@ -124,9 +148,6 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     })?;
     let task_file = folder.join("task.json");
     crate::io::atomic::write(&task_file, &bytes)?;
-
-    let shown = Extended::new(Arc::clone(overlay), &(Arc::clone(overlay) as Arc<dyn ReadAt>))?;
-    let shown: Arc<dyn export::Disk> = Arc::new(shown);
 
     let device = fuse.as_fd().try_clone_to_owned().map_err(|error| folder_error(&folder, error))?;
     let mut command = Command::new(&setup.program);
@@ -140,7 +161,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     let mut child = Guarded::spawn(&mut command)?;
     // The command still holds the descriptor given to the child.
     drop(command);
-    let served = listen(&mut child, fuse, &shown, monitor);
+    let served = listen(&mut child, fuse, shown, monitor);
     // The namespace goes with the child; the server ends when the last mount of it is gone.
     let status = served.as_ref().is_ok().then(|| child.child().wait());
     child.kill();
@@ -155,12 +176,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     let _ = fs::remove_file(&task_file);
     outcome?;
     match status {
-        Some(Ok(status)) if status.success() => {
-            fault::point("fix");
-            let sealed = overlay.seal();
-            fault::point("fix");
-            sealed
-        }
+        Some(Ok(status)) if status.success() => Ok(()),
         status => {
             Err(Error::new(Kind::Internal, "guest.child", "the process that held the copy's mounts failed")
                 .because(format!("{status:?}")))
@@ -315,7 +331,8 @@ fn own_mounts(task: &Path) -> Result<bool> {
     fs::create_dir(&root).map_err(|error| folder_error(&root, error))?;
     // One device for each file system, however often it is mounted: two of one btrfs would be taken for two of its disks.
     let mut devices: BTreeMap<u64, LoopDevice> = BTreeMap::new();
-    for mount in &task.plan.mounts {
+    let mounts = || task.plan.mounts.iter().filter(|mount| !mount.is_fat());
+    for mount in mounts() {
         let device = match devices.entry(mount.start) {
             Entry::Occupied(device) => device.into_mut(),
             Entry::Vacant(room) => {
@@ -326,7 +343,7 @@ fn own_mounts(task: &Path) -> Result<bool> {
     }
     let fixes = &task.plan.fixes;
     let done = namespace::confined(&root, LIMITS, || in_the_box(fixes))?;
-    for mount in task.plan.mounts.iter().rev() {
+    for mount in mounts().rev() {
         namespace::unmount(&root.join(mount.point.trim_start_matches('/')))?;
     }
     drop(devices);
@@ -387,6 +404,7 @@ fn step(fix: &Fix) -> Result<String> {
             fs::remove_file(path).map_err(|error| step_error("remove", path, error))?;
             Ok(format!("removed {path}"))
         }
+        Fix::Copy { path, .. } => Err(changed(path)),
         Fix::Initramfs { kernel, image, builder, modules, .. } => {
             rebuild(*builder, kernel, image, modules)?;
             Ok(format!("built {image}"))

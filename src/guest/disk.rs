@@ -18,6 +18,8 @@ use crate::unit::Extent;
 const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 /// GRUB's BIOS boot partition.
 const BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
+/// Where an EFI system partition is shown that the guest does not mount.
+const ESP_POINT: &str = "/boot/efi";
 /// The MBR's type of an EFI system partition.
 const MBR_ESP: u8 = 0xef;
 
@@ -42,6 +44,21 @@ pub struct FileSystem {
     pub partition_uuid: Option<String>,
     /// Where the guest mounts it, if it is part of its tree.
     pub point: Option<String>,
+    /// Whether its partition is an EFI system partition.
+    #[serde(skip)]
+    pub esp: bool,
+}
+
+impl FileSystem {
+    /// Whether it is a FAT, whose files haul writes itself.
+    pub fn is_fat(&self) -> bool {
+        is_fat(&self.kind)
+    }
+}
+
+/// Whether `kind` names a FAT file system.
+pub fn is_fat(kind: &str) -> bool {
+    kind.starts_with("fat")
 }
 
 /// The name of a logical volume.
@@ -113,7 +130,7 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     }
     let mut notes = Notes::default();
     let mut roots = Vec::new();
-    for (i, fs) in filesystems.iter().enumerate() {
+    for (i, fs) in filesystems.iter().enumerate().filter(|(_, fs)| !fs.is_fat()) {
         let candidates = match fs.kind.as_str() {
             "btrfs" => ROOTS.iter().map(|path| format!("subvol=/{path}")).collect(),
             _ => Vec::new(),
@@ -169,6 +186,17 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
             mounts.push(mounted);
         }
     }
+    // The firmware reads it wherever the guest mounts it, or not.
+    if let Some(i) = filesystems.iter().position(|fs| fs.esp && fs.is_fat() && fs.point.is_none())
+        && !filesystems
+            .iter()
+            .any(|fs| fs.esp && fs.point.is_some() || fs.point.as_deref() == Some(ESP_POINT))
+        && let Some(volume) = volume(&disk, &filesystems[i], "", &mut notes)?
+    {
+        tree.mount(ESP_POINT, volume);
+        filesystems[i].point = Some(ESP_POINT.to_owned());
+        mounts.push(Mounted { point: ESP_POINT.to_owned(), filesystem: i, options: String::new() });
+    }
     let Notes { stale, unread } = notes;
     Ok(Opened { tree, filesystems, boot, mounts, stale, unread })
 }
@@ -215,6 +243,7 @@ fn open_volume(
     let volume = match fs.kind.as_str() {
         kind if kind.starts_with("ext") => return Ok(Some(Box::new(ExtVolume::open(window)?))),
         "xfs" => FilesVolume::new(layout::xfs_files(Arc::new(window))?, name.clone()),
+        kind if is_fat(kind) => FilesVolume::new(layout::fat_files(Arc::new(window))?, name.clone()),
         "btrfs" => match subvolume(BtrfsFiles::open(Arc::new(window))?, options, &name)? {
             Some(volume) => volume,
             None => return Ok(None),
@@ -257,16 +286,16 @@ pub fn file_systems(disk: &Arc<dyn ReadAt>) -> Result<(Vec<FileSystem>, BootMode
     let mut found = Vec::new();
     let (mut esp, mut bios_boot) = (false, false);
     for part in &table.partitions {
-        match part.kind {
-            PartitionType::Mbr(kind) => esp |= kind == MBR_ESP,
-            PartitionType::Gpt(kind) => {
-                esp |= kind.to_string() == ESP;
-                bios_boot |= kind.to_string() == BIOS_BOOT;
-            }
-        }
+        let is_esp = match part.kind {
+            PartitionType::Mbr(kind) => kind == MBR_ESP,
+            PartitionType::Gpt(kind) => kind.to_string() == ESP,
+        };
+        esp |= is_esp;
+        bios_boot |= matches!(part.kind, PartitionType::Gpt(kind) if kind.to_string() == BIOS_BOOT);
         if !part.kind.is_extended() {
             let own = part.guid.map(|guid| guid.to_string());
-            found.push(file_system(disk, Place::Partition(part.number, own), part.extent)?);
+            let fs = file_system(disk, Place::Partition(part.number, own), part.extent)?;
+            found.push(FileSystem { esp: is_esp, ..fs });
         }
     }
     Ok((found, if esp && !bios_boot { BootMode::Uefi } else { BootMode::Bios }))
@@ -295,6 +324,7 @@ fn file_system(disk: &Arc<dyn ReadAt>, place: Place, extent: Extent) -> Result<F
         label: None,
         partition_uuid,
         point: None,
+        esp: false,
     };
     let content = layout::identify(&window(disk, &fs))?;
     content.name().clone_into(&mut fs.kind);

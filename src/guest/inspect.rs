@@ -9,7 +9,7 @@ use super::disk::{self, BootMode, FileSystem, Mounted};
 use super::kernels::{Kernel, kernels};
 use super::loader::{self, Menu};
 use super::os::{self, Os};
-use super::tree::Tree;
+use super::tree::{Tree, is_below};
 use crate::error::{Error, Kind, Result};
 use crate::io::ReadAt;
 
@@ -57,6 +57,20 @@ pub struct CloudInit {
     pub datasources: Option<String>,
     /// Whether it was switched off by /etc/cloud/cloud-init.disabled.
     pub disabled: bool,
+}
+
+impl Guest {
+    /// Where its EFI system partition is mounted, or shown.
+    pub fn esp(&self) -> Option<&str> {
+        self.filesystems.iter().find(|fs| fs.esp).and_then(|fs| fs.point.as_deref())
+    }
+
+    /// Whether the file at `path`, no link on the way, lies in a FAT file system.
+    pub fn is_on_fat(&self, path: &str) -> bool {
+        let mounts = self.mounts.iter().filter(|mounted| is_below(path, &mounted.point));
+        let deepest = mounts.max_by_key(|mounted| mounted.point.len());
+        deepest.and_then(|mounted| self.filesystems.get(mounted.filesystem)).is_some_and(FileSystem::is_fat)
+    }
 }
 
 /// Inspects the guest on `disk`, without mounting anything.

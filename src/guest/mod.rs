@@ -8,6 +8,7 @@ pub mod builder;
 pub mod disk;
 pub mod ext;
 pub mod extended;
+pub mod fat;
 pub mod initramfs;
 pub mod inspect;
 pub mod kernels;

@@ -7,9 +7,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::builder::Builder;
+use super::disk::is_fat;
 use super::inspect::Guest;
 use super::linux;
-use super::tree::{Node, Tree};
+use super::tree::{Node, Tree, is_below};
 use crate::error::Result;
 
 /// Lines of context in a printed diff.
@@ -66,6 +67,15 @@ pub enum Fix {
         /// Why.
         reason: String,
     },
+    /// Copies a file of an EFI system partition to where there is none.
+    Copy {
+        /// The file to copy, as it is after the changes before.
+        from: String,
+        /// The new file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// Builds the initramfs of one kernel again, with the guest's own tool.
     Initramfs {
         /// The kernel's release.
@@ -79,6 +89,19 @@ pub enum Fix {
         /// Why.
         reason: String,
     },
+}
+
+impl Fix {
+    /// The file it makes, changes or takes away.
+    pub fn path(&self) -> &str {
+        match self {
+            Fix::Edit { path, .. }
+            | Fix::Create { path, .. }
+            | Fix::Remove { path, .. }
+            | Fix::Copy { path, .. }
+            | Fix::Initramfs { image: path, .. } => path,
+        }
+    }
 }
 
 /// How much a finding matters.
@@ -137,6 +160,19 @@ impl Plan {
     /// Whether there is anything to do.
     pub fn is_empty(&self) -> bool {
         self.fixes.is_empty()
+    }
+
+    /// The FAT file system in which `fix` is carried out, if it is one.
+    pub fn fat_of(&self, fix: &Fix) -> Option<&PlannedMount> {
+        let mounts = self.mounts.iter().filter(|mount| is_below(fix.path(), &mount.point));
+        mounts.max_by_key(|mount| mount.point.len()).filter(|mount| mount.is_fat())
+    }
+}
+
+impl PlannedMount {
+    /// Whether it is a FAT, which is not mounted but written by haul.
+    pub fn is_fat(&self) -> bool {
+        is_fat(&self.kind)
     }
 }
 
@@ -281,6 +317,12 @@ impl<'a> Draft<'a> {
         self.write(path, &new, 0o644, reason)
     }
 
+    /// Copies a file of an EFI system partition to where there is none.
+    pub fn copy(&mut self, from: &str, to: &str, reason: &str) {
+        let (from, path, reason) = (from.to_owned(), to.to_owned(), reason.to_owned());
+        self.fixes.push(Fix::Copy { from, path, reason });
+    }
+
     /// Plans a new initramfs.
     pub fn initramfs(
         &mut self,
@@ -340,6 +382,10 @@ impl fmt::Display for Fix {
             Fix::Edit { path, old, new, reason } => (path, old.as_str(), new.as_str(), reason),
             Fix::Create { path, text, reason, .. } => (path, "", text.as_str(), reason),
             Fix::Remove { path, old, reason } => (path, old.as_str(), "", reason),
+            Fix::Copy { from, path, reason } => {
+                writeln!(f, "# {}", printable(reason))?;
+                return writeln!(f, "! copy {} to {}", printable(from), printable(path));
+            }
             Fix::Initramfs { kernel, image, builder, modules, reason } => {
                 writeln!(f, "# {}", printable(reason))?;
                 return writeln!(

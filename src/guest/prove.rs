@@ -1,15 +1,20 @@
 //! Looks at a finished copy as if for the first time, and says whether it will boot on virtio.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::disk::BootMode;
+use super::fat::MAX_FILE;
 use super::inspect::{Guest, inspect};
+use super::linux::efi::removable_loader;
 use super::linux::fstab::{self, Names};
 use super::loader;
 use super::plan::{Fix, Plan};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::io::ReadAt;
+use crate::unit::Digest;
 
 /// One claim about the copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,6 +31,7 @@ pub fn prove(plan: &Plan, disk: Arc<dyn ReadAt>) -> Result<Vec<Proof>> {
     let mut proofs = Vec::new();
     planned_texts(plan, &guest, &mut proofs)?;
     kernels(&guest, &mut proofs);
+    firmware(&guest, &mut proofs)?;
     loader(&guest, &mut proofs)?;
     mounts(&guest, &mut proofs)?;
     Ok(proofs)
@@ -41,17 +47,38 @@ fn planned_texts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<
             Fix::Edit { path, new, .. } => (path, Some(new)),
             Fix::Create { path, text, .. } => (path, Some(text)),
             Fix::Remove { path, .. } => (path, None),
+            Fix::Copy { from, path, .. } => {
+                let same = digest(guest, path)?
+                    .is_some_and(|copy| digest(guest, from).is_ok_and(|from| from == Some(copy)));
+                claim(proofs, same, format!("{path} is a copy of {from}"));
+                continue;
+            }
             Fix::Initramfs { .. } => continue,
         };
-        let touched_later = plan.fixes[i + 1..].iter().any(|later| match later {
-            Fix::Edit { path: other, .. }
-            | Fix::Create { path: other, .. }
-            | Fix::Remove { path: other, .. } => other == path,
-            Fix::Initramfs { .. } => false,
-        });
+        let touched_later = plan.fixes[i + 1..].iter().any(|later| later.path() == path);
         if !touched_later {
             claim(proofs, guest.tree.text(path)?.as_ref() == text, format!("{path} is as planned"));
         }
+    }
+    Ok(())
+}
+
+/// The digest of the file at `path`; `None` when there is none.
+fn digest(guest: &Guest, path: &str) -> Result<Option<Digest>> {
+    let Some(stream) = guest.tree.open(path)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    stream.take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| {
+        Error::new(Kind::Image, "guest.read", format!("cannot read the guest's {path}")).caused_by(error)
+    })?;
+    Ok(Some(Digest::of(&bytes)))
+}
+
+/// By UEFI: firmware that knows no boot entries finds a loader.
+fn firmware(guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
+    if guest.boot == BootMode::Uefi
+        && let Some(loader) = removable_loader(guest)
+    {
+        claim(proofs, guest.tree.exists(&loader)?, format!("firmware without boot entries finds {loader}"));
     }
     Ok(())
 }

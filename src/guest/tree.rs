@@ -187,9 +187,7 @@ impl Tree {
 
     fn point_of<'a>(&self, path: &'a str) -> &'a str {
         let points = self.volumes.keys().rev();
-        let lengths = points.filter(|point| {
-            path.strip_prefix(point.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        });
+        let lengths = points.filter(|point| is_below(path, point));
         &path[..lengths.map(String::len).next().unwrap_or(0)]
     }
 
@@ -221,6 +219,12 @@ impl Tree {
         })?;
         Ok(String::from_utf8(bytes).ok())
     }
+}
+
+/// Whether `path` is the folder `point`, or below it.
+pub fn is_below(path: &str, point: &str) -> bool {
+    let rest = path.strip_prefix(point.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The names of a path, last first, without `.` and empty ones.

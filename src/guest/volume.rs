@@ -44,8 +44,8 @@ impl FilesVolume {
         self.files.stale()
     }
 
-    /// The file at `path`, which goes through no link.
-    fn find(&self, path: &str) -> Result<Option<FileId>> {
+    /// The file at `path`, which goes through no link; `None` when nothing is there.
+    pub fn find(&self, path: &str) -> Result<Option<FileId>> {
         let path = path.trim_end_matches('/');
         let Some((folder, name)) = path.rsplit_once('/') else { return Ok(Some(self.root)) };
         if let Some(known) = self.known.borrow().get(path) {

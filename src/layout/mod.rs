@@ -26,7 +26,7 @@ use crate::unit::Extent;
 pub use btrfs::{BtrfsFiles, BtrfsInfo};
 pub use content::{Content, identify};
 pub use ext::ExtInfo;
-pub use fat::{ExfatInfo, FatInfo};
+pub use fat::{ExfatInfo, FatInfo, fat_files, fat_folder};
 pub use files::{FileId, FileInfo, FileKind, Files};
 pub use lvm::{Found, LogicalVolume, PvInfo, logical_volumes};
 pub use ntfs::NtfsInfo;

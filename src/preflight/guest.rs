@@ -13,7 +13,7 @@ pub const CHECKS: &[Check] = &[
 ];
 
 /// Findings of the plan that other checks give in more detail.
-const TOLD_ELSEWHERE: [&str; 4] = ["kernel.", "cloud-init.", "boot.uefi", "initramfs.no-tool"];
+const TOLD_ELSEWHERE: [&str; 3] = ["kernel.", "cloud-init.", "initramfs.no-tool"];
 
 fn root(subject: &Subject<'_>) -> Option<Verdict> {
     let guest = match &subject.guest {
@@ -157,6 +157,7 @@ pub fn summary(fix: &Fix) -> String {
         Fix::Edit { path, reason, .. } => format!("edit {path}: {reason}"),
         Fix::Create { path, reason, .. } => format!("create {path}: {reason}"),
         Fix::Remove { path, reason, .. } => format!("remove {path}: {reason}"),
+        Fix::Copy { from, path, reason } => format!("copy {from} to {path}: {reason}"),
         Fix::Initramfs { image, reason, .. } => format!("rebuild {image}: {reason}"),
     }
 }

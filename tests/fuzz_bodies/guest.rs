@@ -74,6 +74,7 @@ pub fn fuzz_files(bytes: &[u8]) -> Outcome {
         label: Some(format!("label{number}")),
         partition_uuid: Some(format!("c4e5a5d0-000{number}-4000-8000-000000000000")),
         point: point.map(str::to_owned),
+        esp: false,
     };
     let filesystems = vec![
         fs(1, "ext4", "11111111-1111-4111-8111-111111111111", Some("/")),

@@ -17,6 +17,7 @@ pub mod vhdx;
 pub mod vmdk;
 pub mod watched;
 pub mod xfs_files;
+pub mod fat_files;
 
 use haul::error::Error;
 use input::View;
@@ -91,6 +92,7 @@ pub const BODIES: &[Body] = &[
     Body { name: "layout", run: layout::fuzz_layout, seal: seal::layout, held: 64 << 20 },
     Body { name: "xfs-files", run: xfs_files::fuzz_xfs_files, seal: seal::layout, held: 64 << 20 },
     Body { name: "btrfs-files", run: files::fuzz_btrfs, seal: seal::layout, held: 64 << 20 },
+    Body { name: "fat-files", run: fat_files::fuzz_fat_files, seal: unsealed, held: 64 << 20 },
     Body { name: "guest", run: guest::fuzz_guest, seal: seal::layout, held: 64 << 20 },
     Body { name: "guest-files", run: guest::fuzz_files, seal: unsealed, held: 64 << 20 },
     Body { name: "initramfs", run: guest::fuzz_initramfs, seal: unsealed, held: 192 << 20 },

@@ -2,7 +2,6 @@
 
 use super::fstab::{self, Names};
 use crate::error::Result;
-use crate::guest::disk::BootMode;
 use crate::guest::inspect::Guest;
 use crate::guest::loader::grub::with_variable;
 use crate::guest::plan::{Draft, Line, Options, Severity};
@@ -22,13 +21,6 @@ const NO_SLOTS: &str = "the cloud's network card is eth0: no names by slot";
 
 /// Fixes the menus and the settings they are made from.
 pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
-    if guest.boot == BootMode::Uefi {
-        draft.warn(
-            "boot.uefi",
-            "the disk boots by UEFI, which haul does not fix yet",
-            "see that the ESP has EFI/BOOT/BOOTX64.EFI",
-        );
-    }
     if guest.menus.iter().all(|menu| menu.entries.is_empty()) {
         draft.find(
             "boot.no-menu",

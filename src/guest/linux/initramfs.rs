@@ -40,6 +40,12 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             continue;
         }
         match &kernel.initrd {
+            Some(image) if guest.is_on_fat(image) => draft.find(
+                "initramfs.on-fat",
+                Severity::Fatal,
+                &format!("{image} lies in a FAT file system, where haul cannot replace it yet"),
+                "put virtio into it in the source, by a setting of what builds it",
+            ),
             Some(image) => match Builder::find(draft.tree(), image)? {
                 Some(builder) => rebuild.push((kernel, image, builder)),
                 None => draft.find(

@@ -1,8 +1,9 @@
-//! What a Linux guest booted by BIOS needs: one file per group of fixes.
+//! What a Linux guest needs: one file per group of fixes.
 
 pub mod boot;
 pub mod builder;
 pub mod cloud_init;
+pub mod efi;
 pub mod fstab;
 pub mod ifcfg;
 pub mod ifupdown;
@@ -20,6 +21,7 @@ pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<
     fstab::fix(guest, draft)?;
     lvm::fix(draft)?;
     boot::fix(guest, options, draft)?;
+    efi::fix(guest, draft)?;
     network::fix(guest, options, draft)?;
     cloud_init::fix(guest, options, draft)?;
     // Last: it takes in what the fixes above changed.

@@ -4,6 +4,7 @@
 
 mod bpb;
 mod exfat;
+mod files;
 mod map;
 mod root;
 mod table;
@@ -14,6 +15,8 @@ use super::field::bytes;
 use super::{Content, Step, Stop, require};
 use crate::error::Result;
 use crate::io::ReadAt;
+
+pub use files::{fat_files, fat_folder};
 
 pub(super) use exfat::open as open_exfat;
 pub(super) use root::open as open_fat;

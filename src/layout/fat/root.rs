@@ -50,7 +50,7 @@ pub(super) fn label(volume: &dyn ReadAt, bpb: &Bpb) -> Step<String> {
     Ok(entries(&directory).find(is_label).map(|entry| text(&bytes::<11>(entry, 0))).unwrap_or_default())
 }
 
-fn table<D: ReadAt>(disk: D, bpb: &Bpb) -> Table<D> {
+pub(super) fn table<D: ReadAt>(disk: D, bpb: &Bpb) -> Table<D> {
     Table { disk, kind: bpb.kind, heap: bpb.heap(), starts: bpb.tables() }
 }
 
@@ -94,7 +94,7 @@ fn listed<D: ReadAt>(table: &Table<D>, directory: &[u8]) -> Step<Vec<Extent>> {
     Ok(listed)
 }
 
-fn first_cluster(kind: Kind, entry: &[u8; 32]) -> u64 {
+pub(super) fn first_cluster(kind: Kind, entry: &[u8; 32]) -> u64 {
     let high = if kind == Kind::Fat32 { le16(entry, 20) } else { 0 };
     u64::from(high) << 16 | u64::from(le16(entry, 26))
 }
