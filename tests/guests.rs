@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use haul::boot::config_drive::ConfigDrive;
 use haul::boot::{Accelerator, Expect, Firmware, Format, Hardware, Machine, State};
-use haul::guest::plan::Options;
+use haul::guest::plan::{Fix, Options};
 use haul::guest::{self, Setup};
 use haul::host::programs::Programs;
 use haul::image::overlay::Overlay;
@@ -86,6 +86,8 @@ fn small_guest(folder: &Path, build: &str) -> PathBuf {
     put("/etc/os-release", b"ID=debian\nVERSION_ID=12\n");
     put("/etc/fstab", b"/dev/sda / ext4 defaults 0 1\n/dev/sdb1 /data ext4 defaults 0 2\n");
     put("/etc/initramfs-tools/modules", b"ahci\n");
+    put("/usr/bin/cloud-init", b"");
+    put("/etc/cloud/cloud.cfg", b"users:\n - default\n");
     put(
         "/boot/grub/grub.cfg",
         format!("linux /boot/vmlinuz-{kernel} root=/dev/sda\ninitrd /boot/initrd.img-{kernel}\n").as_bytes(),
@@ -202,6 +204,11 @@ cp /good.img $out";
 fn a_plan_is_carried_out_on_the_overlay_and_the_source_is_not_touched() {
     let dir = tempfile::tempdir().unwrap();
     let disk = small_guest(dir.path(), HOSTILE);
+    // As a system under SELinux: what is new must not be the one thing without a label.
+    for path in ["/", "/etc"] {
+        let command = format!("ea_set {path} security.selinux system_u:object_r:etc_t:s0");
+        run("debugfs", &["-w", "-R", &command, disk.to_str().unwrap()]);
+    }
     let before = checksum(&disk);
     let source = opened(&disk);
     let guest = guest::inspect(Arc::clone(&source)).unwrap();
@@ -245,6 +252,14 @@ fn a_plan_is_carried_out_on_the_overlay_and_the_source_is_not_touched() {
     overlay.read_at(&mut bytes, 0).unwrap();
     fs::write(&copy, bytes).unwrap();
     run("e2fsck", &["-fn", copy.to_str().unwrap()]);
+    let made: Vec<&str> =
+        plan.fixes.iter().filter(|fix| matches!(fix, Fix::Create { .. })).map(Fix::path).collect();
+    assert!(!made.is_empty(), "{plan}");
+    for path in made {
+        let command = format!("ea_get {path} security.selinux");
+        let label = run("debugfs", &["-R", &command, copy.to_str().unwrap()]);
+        assert!(label.contains("system_u:object_r:etc_t:s0"), "{path}: {label}");
+    }
 }
 
 /// The small guest's tree on another file system: with its data in two subvolumes, where there are any.

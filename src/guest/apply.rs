@@ -27,6 +27,7 @@ use super::plan::{Fix, Plan, PlannedMount};
 use crate::error::{Error, Kind, Result};
 use crate::host::child::{self, Guarded};
 use crate::host::export::{self, FuseDevice, MemoryLock};
+use crate::host::labels;
 use crate::host::loopdev::LoopDevice;
 use crate::host::namespace::{self, Limits};
 use crate::image::overlay::{Overlay, Sealed};
@@ -343,6 +344,10 @@ fn own_mounts(task: &Path) -> Result<bool> {
     }
     let fixes = &task.plan.fixes;
     let done = namespace::confined(&root, LIMITS, || in_the_box(fixes))?;
+    for fix in fixes.iter().filter(|fix| done && matches!(fix, Fix::Create { .. })) {
+        // The box may not.
+        labels::adopt(&root, fix.path())?;
+    }
     for mount in mounts().rev() {
         namespace::unmount(&root.join(mount.point.trim_start_matches('/')))?;
     }

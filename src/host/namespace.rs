@@ -136,7 +136,8 @@ pub fn mount_beneath(device: &Path, kind: &str, root: &Path, inside: &str, optio
     })
 }
 
-fn open_folder(root: &Path, inside: &str) -> nix::Result<OwnedFd> {
+/// Opens the folder `inside` of `root`, following no link below `root`.
+pub(super) fn open_folder(root: &Path, inside: &str) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut folder = nix::fcntl::open(root, flags, Mode::empty())?;
     for name in inside.split('/').filter(|name| !name.is_empty()) {
