@@ -512,6 +512,25 @@ fn the_network_stays_when_asked_and_cloud_init_leaves_it_alone_when_asked() {
 }
 
 #[test]
+fn services_of_other_hypervisors_and_clouds_do_not_start() {
+    let unit = "[Unit]\nDescription=x\n[Service]\nExecStart=/usr/bin/x\n";
+    let volume = debian_12()
+        .file("/lib/systemd/system/walinuxagent.service", unit)
+        .file("/usr/lib/systemd/system/open-vm-tools.service", "[Unit]\nConditionVirtualization=vmware\n")
+        .file("/lib/systemd/system/qemu-guest-agent.service", unit)
+        .symlink("/etc/systemd/system/hv-kvp-daemon.service", "/dev/null")
+        .file("/usr/lib/systemd/system/hv-kvp-daemon.service", unit)
+        .file("/etc/init.d/vboxadd", "#!/bin/sh\n");
+    let plan = guest::plan(&inspected(volume), &Options::default()).unwrap();
+    let made: Vec<&str> =
+        plan.fixes.iter().map(Fix::path).filter(|path| path.starts_with("/etc/systemd/system/")).collect();
+    let drop_in = |name| format!("/etc/systemd/system/{name}.service.d/50-haul.conf");
+    assert_eq!(made, [drop_in("vboxadd"), drop_in("walinuxagent")], "{plan}");
+    let text = plan.to_string();
+    assert!(text.contains("+ConditionPathExists=!/\n") && text.contains("of Azure"), "{text}");
+}
+
+#[test]
 fn links_of_a_hostile_guest_lead_nowhere_outside() {
     let volume = debian_12()
         .symlink("/etc/fstab", "/proc/1/root/etc/shadow")

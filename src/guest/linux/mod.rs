@@ -1,5 +1,6 @@
 //! What a Linux guest needs: one file per group of fixes.
 
+pub mod agents;
 pub mod boot;
 pub mod builder;
 pub mod cloud_init;
@@ -24,6 +25,7 @@ pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<
     efi::fix(guest, draft)?;
     network::fix(guest, options, draft)?;
     cloud_init::fix(guest, options, draft)?;
+    agents::fix(draft)?;
     // Last: it takes in what the fixes above changed.
     initramfs::fix(guest, draft)
 }
