@@ -271,6 +271,24 @@ fn a_gpt_is_reported_when_one_copy_is_damaged_and_fails_when_both_are() {
 }
 
 #[test]
+fn files_that_name_a_disk_or_an_own_address_are_listed() {
+    let disk = Server::ready()
+        .file("/etc/network/interfaces", "auto eth0\niface eth0 inet static\n\taddress 192.0.2.5/24\n")
+        .file("/etc/app/app.conf", "# /dev/sda\ndata = /dev/sdb1\n")
+        .file("/etc/httpd.conf", "Listen 192.0.2.5:80\n")
+        .file("/etc/other.conf", "peer 192.0.2.6\n")
+        .disk();
+    let report = disk.check(&Options::default());
+    let (severity, evidence) = finding(&report, "guest.names");
+    assert_eq!(severity, Severity::Warn);
+    assert_eq!(evidence, "/etc/httpd.conf names 192.0.2.5; /etc/app/app.conf names /dev/sdb1");
+    let mut keep = Options::default();
+    keep.fixes.keep_network = true;
+    let report = disk.check(&keep);
+    assert_eq!(finding(&report, "guest.names").1, "/etc/app/app.conf names /dev/sdb1");
+}
+
+#[test]
 fn a_disk_without_boot_code_fails() {
     let report = Server::ready().without_boot_code().disk().check(&Options::default());
     assert_fails(&report, "disk.boot", "no boot code");

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod kernels;
 pub mod linux;
 pub mod loader;
+pub mod mentions;
 pub mod os;
 pub mod plan;
 pub mod prove;

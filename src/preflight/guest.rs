@@ -3,6 +3,7 @@
 use super::{Check, Run, Severity, Subject, Verdict};
 use crate::guest::Fix;
 use crate::guest::kernels::{Kernel, Place};
+use crate::guest::mentions;
 use crate::guest::plan;
 
 pub const CHECKS: &[Check] = &[
@@ -10,6 +11,7 @@ pub const CHECKS: &[Check] = &[
     Check { id: "guest.virtio", title: "its kernels reach a virtio disk", run: Run::Disk(virtio) },
     Check { id: "guest.cloud-init", title: "the cloud can set it up", run: Run::Disk(cloud_init) },
     Check { id: "guest.fix", title: "haul can mend the rest", run: Run::Disk(fix) },
+    Check { id: "guest.names", title: "its configuration names nothing that changes", run: Run::Disk(names) },
 ];
 
 /// Findings of the plan that other checks give in more detail.
@@ -149,6 +151,32 @@ fn fix(subject: &Subject<'_>) -> Option<Verdict> {
             "haul makes them; `haul plan` shows the diff",
         ),
     })
+}
+
+/// Files that are listed; the others are counted.
+const LISTED: usize = 8;
+
+fn names(subject: &Subject<'_>) -> Option<Verdict> {
+    let guest = subject.guest.as_ref().ok()?;
+    let addresses = !subject.options.fixes.keep_network;
+    let found = match mentions::find(guest, addresses) {
+        Ok(found) => found,
+        Err(error) => return Some(Verdict::of_error(Severity::Warn, &error)),
+    };
+    if found.is_empty() {
+        return Some(Verdict::pass(
+            "no file below /etc that haul leaves alone names a disk or an own address",
+        ));
+    }
+    let mut shown: Vec<String> =
+        found.iter().take(LISTED).map(|mention| format!("{} names {}", mention.path, mention.what)).collect();
+    if found.len() > LISTED {
+        shown.push(format!("and {} more files", found.len() - LISTED));
+    }
+    Some(Verdict::warn(
+        shown.join("; "),
+        "change them in the source or after the move: disks by UUID, addresses by name",
+    ))
 }
 
 /// A fix in one line.
