@@ -12,6 +12,8 @@
 #[allow(dead_code, reason = "each test binary uses its own part")]
 #[path = "support/lvm.rs"]
 mod lvm;
+#[path = "support/mirror.rs"]
+mod mirror;
 #[path = "support/phony.rs"]
 mod phony;
 mod support;
@@ -438,6 +440,49 @@ fn a_guest_in_logical_volumes_is_fixed_where_it_lies() {
     let plan = fixed_where_it_lies(dir.path(), &disk, &["/", "/var"]);
     assert!(plan.contains("a/etc/lvm/devices/system.devices") && plan.contains("+# \tfilter = "), "{plan}");
     assert!(!plan.contains("fstab"), "names of volumes last: {plan}");
+}
+
+/// The small guest with its root on a mirror of which this disk has one member.
+fn on_a_mirror(folder: &Path, version: &str) -> PathBuf {
+    small_guest(folder, "cp /good.img $out");
+    let tree = folder.join("tree");
+    fs::write(tree.join("etc/fstab"), "/dev/md0 / ext4 defaults 0 1\n").unwrap();
+    fs::create_dir_all(tree.join("etc/mdadm")).unwrap();
+    let arrays = format!("ARRAY /dev/md0 metadata={version} UUID={} name=source:root\n", mirror::ARRAY);
+    fs::write(tree.join("etc/mdadm/mdadm.conf"), arrays).unwrap();
+    let menu = fs::read_to_string(tree.join("boot/grub/grub.cfg")).unwrap();
+    fs::write(tree.join("boot/grub/grub.cfg"), menu.replace("root=/dev/sda", "root=/dev/md0")).unwrap();
+    let part = folder.join("part");
+    fs::File::create(&part).unwrap().set_len(256 << 20).unwrap();
+    let (start, len) = mirror::member(&part, version, "source:root");
+    let seen = run("mdadm", &["--examine", part.to_str().unwrap()]);
+    let told = ["Raid Level : raid1", "State : clean", "- correct", mirror::ARRAY];
+    assert!(told.iter().all(|told| seen.contains(told)), "{seen}");
+    let data = folder.join("data");
+    fs::File::create(&data).unwrap().set_len(len & !0xfff).unwrap();
+    run("mkfs.ext4", &["-qF", "-d", tree.to_str().unwrap(), data.to_str().unwrap()]);
+    let disk = folder.join("mirror.raw");
+    let out = fs::File::create(&disk).unwrap();
+    out.set_len(260 << 20).unwrap();
+    let table = "label: dos\n2048,524288,fd\n";
+    run("sh", &["-c", &format!("printf '{table}' | sfdisk -q {}", disk.to_str().unwrap())]);
+    out.write_all_at(&fs::read(part).unwrap(), 1 << 20).unwrap();
+    out.write_all_at(&fs::read(data).unwrap(), (1 << 20) + start).unwrap();
+    disk
+}
+
+#[test]
+fn a_guest_on_one_half_of_a_mirror_is_fixed_where_it_lies() {
+    for version in ["1.2", "1.0", "0.90"] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = on_a_mirror(dir.path(), version);
+        let plan = fixed_where_it_lies(dir.path(), &disk, &["/"]);
+        assert!(plan.contains("-/dev/md0 / ext4") && plan.contains("+UUID="), "{version}: {plan}");
+        assert!(
+            plan.contains("mirror of 2 disks") && plan.contains("mdadm --grow /dev/md0"),
+            "{version}: {plan}"
+        );
+    }
 }
 
 #[test]

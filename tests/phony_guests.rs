@@ -28,6 +28,7 @@ fn filesystems() -> Vec<FileSystem> {
     let fs = |partition, kind: &str, uuid: &str, point: Option<&str>| FileSystem {
         partition: Some(partition),
         logical: None,
+        array: None,
         extent: Extent::at(u64::from(partition) << 20, 1 << 20),
         kind: kind.into(),
         uuid: Some(uuid.into()),

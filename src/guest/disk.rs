@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::ext::ExtVolume;
 use super::extended::Extended;
@@ -11,7 +12,7 @@ use super::tree::{Tree, Volume};
 use super::volume::FilesVolume;
 use crate::error::{Error, Kind, Result, Retry};
 use crate::io::{ReadAt, Window};
-use crate::layout::{self, BtrfsFiles, PartitionType};
+use crate::layout::{self, BtrfsFiles, Mirror, PartitionType};
 use crate::unit::Extent;
 
 /// EFI system partition (UEFI specification, 5.3.3).
@@ -31,6 +32,9 @@ pub struct FileSystem {
     /// The logical volume it is in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logical: Option<Logical>,
+    /// The mirror (md RAID 1) it is in, of which the partition is a member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub array: Option<Array>,
     /// Where it is, in bytes; what is in a logical volume lies behind the disk's end ([`Extended`]).
     #[serde(skip, default = "nowhere")]
     pub extent: Extent,
@@ -68,6 +72,55 @@ pub struct Logical {
     pub group: String,
     /// Its own.
     pub name: String,
+}
+
+/// A mirror of which this disk has one member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Array {
+    /// What the guest calls it, such as `/dev/md0`.
+    pub devices: Vec<String>,
+    /// How many members it has.
+    pub members: u32,
+    #[serde(skip)]
+    id: Uuid,
+}
+
+impl Array {
+    fn new(mirror: &Mirror) -> Self {
+        // `host:name`, as mdadm gives it.
+        let name = mirror.name.rsplit(':').next().unwrap_or_default();
+        let mut devices = vec![format!("/dev/md/{name}")];
+        if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
+            devices.push(format!("/dev/md{name}"));
+        }
+        Array { devices, members: mirror.members, id: mirror.array }
+    }
+}
+
+/// Where mdadm.conf(5) lies.
+const ARRAYS: [&str; 2] = ["/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"];
+
+/// Adds the names that mdadm.conf has for the arrays of `filesystems`.
+fn name_arrays(tree: &Tree, filesystems: &mut [FileSystem]) -> Result<()> {
+    let mut text = String::new();
+    for path in ARRAYS {
+        text += &tree.text(path)?.unwrap_or_default();
+    }
+    for line in text.lines().filter(|line| line.trim_start().to_ascii_uppercase().starts_with("ARRAY ")) {
+        let mut words = line.split_whitespace().skip(1);
+        let Some(device) = words.next().filter(|device| device.starts_with("/dev/md")) else { continue };
+        let id = words.find_map(|word| {
+            word.get(..5).filter(|key| key.eq_ignore_ascii_case("uuid=")).map(|_| &word[5..])
+        });
+        let Some(id) = id.and_then(|id| Uuid::parse_str(&id.replace(':', "")).ok()) else { continue };
+        for array in filesystems.iter_mut().filter_map(|fs| fs.array.as_mut()).filter(|array| array.id == id)
+        {
+            if !array.devices.iter().any(|known| known == device) {
+                array.devices.push(device.to_owned());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn nowhere() -> Extent {
@@ -157,6 +210,7 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     };
     let mut tree = Tree::new(volume_of_root);
     filesystems[root].point = Some("/".into());
+    name_arrays(&tree, &mut filesystems)?;
     let mut mounts = vec![Mounted { point: "/".into(), filesystem: root, options }];
     let entries = fstab::parse(&tree.text("/etc/fstab")?.unwrap_or_default());
     let names = fstab::Names::new(&filesystems, fstab::root_spec(&entries));
@@ -298,6 +352,15 @@ pub fn file_systems(disk: &Arc<dyn ReadAt>) -> Result<(Vec<FileSystem>, BootMode
             found.push(FileSystem { esp: is_esp, ..fs });
         }
     }
+    let mirrors: Vec<Option<Mirror>> = found.iter().map(|fs| mirror(disk, fs)).collect::<Result<_>>()?;
+    for (fs, mirror) in found.iter_mut().zip(&mirrors) {
+        let Some(mirror) = mirror else { continue };
+        // With another member on the same disk, both had to be written alike.
+        if mirrors.iter().flatten().filter(|other| other.array == mirror.array).count() == 1 {
+            let place = Place::Array(fs.partition, Array::new(mirror));
+            *fs = file_system(disk, place, mirror.data.shifted(fs.extent.start))?;
+        }
+    }
     Ok((found, if esp && !bios_boot { BootMode::Uefi } else { BootMode::Bios }))
 }
 
@@ -307,17 +370,30 @@ enum Place {
     /// The number, and the partition's own UUID.
     Partition(u32, Option<String>),
     Logical(Logical),
+    /// The number of the partition, if it is in one.
+    Array(Option<u32>, Array),
+}
+
+/// The mirror of which `fs`, a partition, is a member.
+fn mirror(disk: &Arc<dyn ReadAt>, fs: &FileSystem) -> Result<Option<Mirror>> {
+    if fs.kind.starts_with("md ") || fs.kind.contains(" and ") {
+        layout::mirror(&window(disk, fs))
+    } else {
+        Ok(None)
+    }
 }
 
 fn file_system(disk: &Arc<dyn ReadAt>, place: Place, extent: Extent) -> Result<FileSystem> {
-    let (partition, partition_uuid, logical) = match place {
-        Place::Whole => (None, None, None),
-        Place::Partition(number, uuid) => (Some(number), uuid, None),
-        Place::Logical(logical) => (None, None, Some(logical)),
+    let (partition, partition_uuid, logical, array) = match place {
+        Place::Whole => (None, None, None, None),
+        Place::Partition(number, uuid) => (Some(number), uuid, None, None),
+        Place::Logical(logical) => (None, None, Some(logical), None),
+        Place::Array(number, array) => (number, None, None, Some(array)),
     };
     let mut fs = FileSystem {
         partition,
         logical,
+        array,
         extent,
         kind: String::new(),
         uuid: None,

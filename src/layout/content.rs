@@ -2,6 +2,7 @@
 
 use super::field::{be16, has, le32, le64};
 use super::lvm::{PvInfo, identify_pv};
+use super::md::MAGIC as MD_MAGIC;
 use super::swap::{self, SwapInfo};
 use super::{BtrfsInfo, ExfatInfo, ExtInfo, FatInfo, NtfsInfo, XfsInfo, btrfs, ext, fat, ntfs, xfs};
 use crate::error::Result;
@@ -12,7 +13,6 @@ use crate::unit::to_usize;
 const HEAD: u64 = 256 << 10;
 /// How much of the end is looked at: md's old superblocks lie in the last 128 KiB.
 const TAIL: u64 = 128 << 10;
-const MD_MAGIC: u32 = 0xa92b_4efc;
 
 /// What a volume holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

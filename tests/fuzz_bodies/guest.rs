@@ -68,6 +68,7 @@ pub fn fuzz_files(bytes: &[u8]) -> Outcome {
     let fs = |number: u32, kind: &str, uuid: &str, point: Option<&str>| FileSystem {
         partition: Some(number),
         logical: None,
+        array: None,
         extent: Extent::at(u64::from(number) << 20, 1 << 20),
         kind: kind.into(),
         uuid: Some(uuid.into()),

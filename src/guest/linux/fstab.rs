@@ -121,7 +121,10 @@ impl<'a> Names<'a> {
             let names = fs.logical.as_ref().map(|logical| device_names(&logical.group, &logical.name));
             names.is_some_and(|names| names.iter().any(|name| name == spec))
         };
-        if let Some(found) = by(&named) {
+        let array = |fs: &FileSystem| {
+            fs.array.as_ref().is_some_and(|array| array.devices.iter().any(|device| device == spec))
+        };
+        if let Some(found) = by(&named).or_else(|| by(&array)) {
             return Some(found);
         }
         let (disk, number) = split_device(spec)?;
@@ -131,12 +134,19 @@ impl<'a> Names<'a> {
             Some(own) => own == disk,
             None => FIRST_DISKS.contains(&disk),
         };
-        if ours { by(&|fs| fs.partition == number && fs.logical.is_none()) } else { None }
+        if ours {
+            by(&|fs| fs.partition == number && fs.logical.is_none() && fs.array.is_none())
+        } else {
+            None
+        }
     }
 
     /// The name by UUID for a name by device; `None` when it is not such a name, or not on this disk.
     pub fn by_uuid(&self, spec: &str) -> Option<String> {
-        split_device(spec)?;
+        // An array may get another number where nobody knows its home.
+        if split_device(spec).is_none() && !spec.starts_with("/dev/md") {
+            return None;
+        }
         let uuid = self.filesystems.get(self.find(spec)?)?.uuid.as_ref()?;
         Some(format!("UUID={uuid}"))
     }

@@ -14,13 +14,14 @@ pub mod lvm;
 pub mod network;
 
 use super::inspect::Guest;
-use super::plan::{Draft, Options};
+use super::plan::{Draft, Options, Severity};
 use crate::error::Result;
 
 /// Adds every fix `guest` needs to `draft`, in the order in which they are carried out.
 pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
     fstab::fix(guest, draft)?;
     lvm::fix(draft)?;
+    arrays(guest, draft);
     boot::fix(guest, options, draft)?;
     efi::fix(guest, draft)?;
     network::fix(guest, options, draft)?;
@@ -28,4 +29,20 @@ pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<
     agents::fix(draft)?;
     // Last: it takes in what the fixes above changed.
     initramfs::fix(guest, draft)
+}
+
+/// Tells of mirrors of which this disk has but one member.
+fn arrays(guest: &Guest, draft: &mut Draft<'_>) {
+    for fs in &guest.filesystems {
+        let (Some(array), Some(point)) = (&fs.array, &fs.point) else { continue };
+        if array.members > 1 {
+            let device = array.devices.last().map_or("the array", String::as_str);
+            draft.find(
+                "array.degraded",
+                Severity::Info,
+                &format!("{point} is on a mirror of {} disks: in the cloud it has this one", array.members),
+                &format!("afterwards: mdadm --grow {device} --raid-devices=1 --force"),
+            );
+        }
+    }
 }
