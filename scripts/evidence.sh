@@ -9,20 +9,21 @@ kept=${CARGO_TARGET_DIR:-target}/evidence/$commit
 mkdir -p "$kept"
 # Changes that have no commit are never the same twice.
 [[ $commit != *-dirty ]] || rm -f "$kept"/*
-command="cargo test --features fault-points --test NAME -- --ignored --nocapture --test-threads 1"
+command="cargo test --features fault-points TARGET -- --ignored --nocapture --test-threads 1"
 failed=0
 run() { # NAME COMMAND…: its output is kept under this name once it ended well
   [ ! -e "$kept/$1" ] || return 0
   if "${@:2}" 2>&1 | tee "$kept/.part"; then mv "$kept/.part" "$kept/$1"; else mv "$kept/.part" "$kept/$1.failed"; failed=1; fi
 }
-names=()
-for name in $(cd tests && grep -lE '^ *#\[ignore' -- *.rs */*.rs | sed 's|/.*||; s|\.rs$||' | sort -u); do
-  # A part of a test lies in a folder of the test's name.
-  [ -e "tests/$name.rs" ] || { echo "no test is called $name" >&2; exit 1; }
-  rm -f "$kept/$name.failed"
+rm -f "$kept"/*.failed
+names=(lib)
+# shellcheck disable=SC2086
+run lib ${command/TARGET/--lib}
+for path in tests/*.rs; do
+  name=$(basename "$path" .rs)
   names+=("$name")
   # shellcheck disable=SC2086
-  run "$name" ${command/NAME/$name}
+  run "$name" ${command/TARGET/--test $name}
 done
 run bench scripts/bench.sh
 logs() { for name in "${names[@]}"; do cat "$kept/$name" "$kept/$name.failed" 2>/dev/null || true; done; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes the parsers of tests/fuzz_bodies one after another, each for so many seconds, and adds what was done to
-# docs/fuzzing.md. The build is optimised, checks its arithmetic, and counts the edges that an input takes, so that
+# Fuzzes the parsers of tests/fuzz_bodies one after another, each for so many seconds of the processor, and adds what was
+# done to docs/fuzzing.md. The build is optimised, checks its arithmetic, and counts the edges that an input takes, so that
 # inputs that lead somewhere new are changed further. They are kept in $HAUL_FUZZ_DIR (default: target/fuzz), beside
 # the findings, and taken up by the next run.
 #   scripts/fuzz.sh SECONDS [PARSER…]      HAUL_SEED=N for a certain seed, HAUL_FUZZ_TABLE=FILE for another table

@@ -21,7 +21,7 @@ step "tests"
 cargo test --features fault-points -- --test-threads 2
 
 if [ "$long" = --long ]; then
-  # Every test that is marked to be ignored: cargo test -- --ignored.
+  # Every test that is marked to be ignored, one file of tests after the other: cargo test --test NAME -- --ignored.
   step "long tests"
   scripts/evidence.sh
 fi

@@ -198,19 +198,16 @@ fn write_back(disk: &MemoryDisk, image: &Path) {
     fs::write(image, bytes).unwrap();
 }
 
-/// The steps of a plan on an EFI system partition, and what they make of `tree`.
-fn steps(tree: &mut Tree, random: &mut Random) -> Vec<Fix> {
+/// What a boot entry's menu says before the steps.
+const OLD: &str = "set root=/dev/sda1\n";
+
+/// The steps of a plan on the EFI system partition with `tree`, and what they make of it.
+fn steps(tree: &Tree) -> (Vec<Fix>, Tree) {
     let reason = String::new();
     let path = |name: &str| format!("/boot/efi/{name}");
     let long: String = ('a'..='z').cycle().take(9000).collect();
-    let old = "set root=/dev/sda1\n".to_owned();
-    let shim = tree["EFI/debian/shimx64.efi"].clone();
-    let loader = random.bytes(200_000);
-    tree.insert("EFI/debian/loader.efi".into(), Some(loader));
-    tree.insert("EFI/debian/grub.cfg".into(), Some(old.clone().into_bytes()));
-    tree.insert("unwanted.cfg".into(), Some(b"x\n".to_vec()));
     let mut after = tree.clone();
-    after.insert("EFI/BOOT/BOOTX64.EFI".into(), shim);
+    after.insert("EFI/BOOT/BOOTX64.EFI".into(), tree["EFI/debian/shimx64.efi"].clone());
     after.insert("EFI/new/folder/loader.efi".into(), tree["EFI/debian/loader.efi"].clone());
     for folder in ["EFI/new", "EFI/new/folder"] {
         after.insert(folder.into(), None);
@@ -218,8 +215,8 @@ fn steps(tree: &mut Tree, random: &mut Random) -> Vec<Fix> {
     after.insert("EFI/debian/grub.cfg".into(), Some(long.clone().into_bytes()));
     after.insert("EFI/debian/made anew.cfg".into(), Some(b"new\n".to_vec()));
     after.remove("unwanted.cfg");
-    std::mem::swap(tree, &mut after);
-    vec![
+    let old = OLD.to_owned();
+    let fixes = vec![
         Fix::Copy {
             from: path("EFI/debian/shimx64.efi"),
             path: path("EFI/BOOT/BOOTX64.EFI"),
@@ -238,7 +235,8 @@ fn steps(tree: &mut Tree, random: &mut Random) -> Vec<Fix> {
             reason: reason.clone(),
         },
         Fix::Remove { path: path("unwanted.cfg"), old: "x\n".into(), reason },
-    ]
+    ];
+    (fixes, after)
 }
 
 #[test]
@@ -247,22 +245,11 @@ fn steps_leave_a_sound_file_system_and_all_other_files_as_they_were() {
     for (seed, shape) in (1..).zip(SHAPES) {
         let mut random = Random::new(seed);
         let mut tree = tree(&mut random, 40);
-        let mut after = tree.clone();
-        let fixes = steps(&mut after, &mut random);
-        for name in ["EFI/debian/loader.efi", "EFI/debian/grub.cfg", "unwanted.cfg"] {
-            // As they were before the steps.
-            let before = match name {
-                "EFI/debian/loader.efi" => after["EFI/new/folder/loader.efi"].clone(),
-                "EFI/debian/grub.cfg" => Some(b"set root=/dev/sda1\n".to_vec()),
-                _ => Some(b"x\n".to_vec()),
-            };
-            tree.insert(name.into(), before);
-        }
-        let gone: Vec<String> = tree.keys().cloned().collect();
+        tree.insert("EFI/debian/loader.efi".into(), Some(random.bytes(200_000)));
+        tree.insert("EFI/debian/grub.cfg".into(), Some(OLD.into()));
+        tree.insert("unwanted.cfg".into(), Some(b"x\n".to_vec()));
         let image = filled(dir.path(), shape, &mut tree);
-        // What `filled` took away and added.
-        after.retain(|path, _| tree.contains_key(path) || !gone.contains(path));
-        after.insert("EFI/BOOT/in pieces".into(), tree["EFI/BOOT/in pieces"].clone());
+        let (fixes, after) = steps(&tree);
         let (disk, mount) = in_memory(&image);
         let shared: Arc<dyn Disk> = disk.clone();
         for fix in &fixes {

@@ -473,7 +473,7 @@ fn on_a_mirror(folder: &Path, version: &str) -> PathBuf {
 
 #[test]
 fn a_guest_on_one_half_of_a_mirror_is_fixed_where_it_lies() {
-    for version in ["1.2", "1.0", "0.90"] {
+    for version in ["1.2", "1.1", "1.0", "0.90"] {
         let dir = tempfile::tempdir().unwrap();
         let disk = on_a_mirror(dir.path(), version);
         let plan = fixed_where_it_lies(dir.path(), &disk, &["/"]);

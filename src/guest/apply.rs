@@ -23,7 +23,7 @@ use super::builder::Builder;
 use super::extended::Extended;
 use super::fat;
 use super::initramfs;
-use super::plan::{Fix, Plan, PlannedMount};
+use super::plan::{Fix, Plan, PlannedMount, changed};
 use crate::error::{Error, Kind, Result};
 use crate::host::child::{self, Guarded};
 use crate::host::export::{self, FuseDevice, MemoryLock};
@@ -435,15 +435,6 @@ fn expect(path: &str, old: &str) -> Result<()> {
         Ok(_) => Err(changed(path)),
         Err(error) => Err(step_error("read", path, error)),
     }
-}
-
-fn changed(path: &str) -> Error {
-    Error::new(
-        Kind::Source,
-        "guest.changed",
-        format!("the guest's {path} is not what the plan was made from"),
-    )
-    .remedy("make the plan again from this copy")
 }
 
 fn write_in_place(path: &str, bytes: &[u8]) -> Result<()> {

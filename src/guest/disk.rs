@@ -102,11 +102,11 @@ const ARRAYS: [&str; 2] = ["/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"];
 
 /// Adds the names that mdadm.conf has for the arrays of `filesystems`.
 fn name_arrays(tree: &Tree, filesystems: &mut [FileSystem]) -> Result<()> {
-    let mut text = String::new();
+    let mut lines: Vec<String> = Vec::new();
     for path in ARRAYS {
-        text += &tree.text(path)?.unwrap_or_default();
+        lines.extend(tree.text(path)?.unwrap_or_default().lines().map(str::to_owned));
     }
-    for line in text.lines().filter(|line| line.trim_start().to_ascii_uppercase().starts_with("ARRAY ")) {
+    for line in lines.iter().filter(|line| line.trim_start().to_ascii_uppercase().starts_with("ARRAY ")) {
         let mut words = line.split_whitespace().skip(1);
         let Some(device) = words.next().filter(|device| device.starts_with("/dev/md")) else { continue };
         let id = words.find_map(|word| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fatfs::{Dir, FileSystem, FsOptions};
 
-use super::plan::{Fix, PlannedMount};
+use super::plan::{Fix, PlannedMount, changed};
 use super::tree::{Node, Volume};
 use super::volume::FilesVolume;
 use crate::error::{Error, Kind, Result};
@@ -51,15 +51,6 @@ pub fn step(disk: &Arc<dyn Disk>, mount: &PlannedMount, fix: &Fix) -> Result<Str
 
 fn failed(verb: &str, path: &str) -> Error {
     Error::new(Kind::Image, "guest.step", format!("cannot {verb} the guest's {path}"))
-}
-
-fn changed(path: &str) -> Error {
-    Error::new(
-        Kind::Source,
-        "guest.changed",
-        format!("the guest's {path} is not what the plan was made from"),
-    )
-    .remedy("make the plan again from this copy")
 }
 
 struct Fat<'a> {
@@ -134,8 +125,10 @@ impl Fat<'_> {
         self.by_library(path, |root| root.create_dir(inside).map(drop))?;
         // The library gives the folder's entries of itself and its parent long names, which they must not have, and the
         // root's cluster to the latter, where 0 belongs.
-        let place = |path: &str| -> Result<(u64, u32)> {
-            let found = self.volume()?.find(path)?.ok_or_else(|| failed("make a folder for", path))?;
+        let place = |folder: &str| -> Result<(u64, u32)> {
+            let found = self.volume()?.find(folder)?;
+            let found =
+                found.ok_or_else(|| failed("write", path).because(format!("{folder} was not made")))?;
             layout::fat_folder(self.window(), found)
         };
         let (start, own) = place(&format!("/{inside}"))?;

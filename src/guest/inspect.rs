@@ -9,7 +9,7 @@ use super::disk::{self, BootMode, FileSystem, Mounted};
 use super::kernels::{Kernel, kernels};
 use super::loader::{self, Menu};
 use super::os::{self, Os};
-use super::tree::{Tree, is_below};
+use super::tree::{Tree, mount_of};
 use crate::error::{Error, Kind, Result};
 use crate::io::ReadAt;
 
@@ -67,9 +67,8 @@ impl Guest {
 
     /// Whether the file at `path`, no link on the way, lies in a FAT file system.
     pub fn is_on_fat(&self, path: &str) -> bool {
-        let mounts = self.mounts.iter().filter(|mounted| is_below(path, &mounted.point));
-        let deepest = mounts.max_by_key(|mounted| mounted.point.len());
-        deepest.and_then(|mounted| self.filesystems.get(mounted.filesystem)).is_some_and(FileSystem::is_fat)
+        let mounted = mount_of(&self.mounts, |mounted| &mounted.point, path);
+        mounted.and_then(|mounted| self.filesystems.get(mounted.filesystem)).is_some_and(FileSystem::is_fat)
     }
 }
 

@@ -9,8 +9,8 @@ use crate::error::Result;
 
 /// Where programs keep their configuration.
 const ROOT: &str = "/etc";
-/// Most files that are looked into, and the longest, in bytes: configuration is short.
-const FILES: usize = 6000;
+/// Most names that are looked at, and the longest file, in bytes: configuration is short, and a guest may be hostile.
+const NAMES: usize = 10_000;
 const LONGEST: u64 = 128 << 10;
 /// Folders within folders.
 const DEPTH: usize = 6;
@@ -54,11 +54,16 @@ pub struct Mention {
 pub fn find(guest: &Guest, addresses: bool) -> Result<Vec<Mention>> {
     let tree = &guest.tree;
     let own = if addresses { own_addresses(tree)? } else { BTreeSet::new() };
+    walk(tree, &own)
+}
+
+fn walk(tree: &Tree, own: &BTreeSet<Ipv4Addr>) -> Result<Vec<Mention>> {
     let mut found = Vec::new();
-    let mut left = FILES;
+    let mut left = NAMES;
     let mut todo = VecDeque::from([(ROOT.to_owned(), 0)]);
-    while let Some((folder, depth)) = todo.pop_front() {
-        for name in tree.names(&folder)? {
+    while let Some((folder, depth)) = todo.pop_front().filter(|_| left > 0) {
+        for name in tree.names(&folder)?.into_iter().take(left) {
+            left -= 1;
             let path = format!("{folder}/{name}");
             if LEFT_OUT.iter().any(|left_out| format!("{path}/").starts_with(left_out))
                 || tree.link(&path)?.is_some()
@@ -67,10 +72,9 @@ pub fn find(guest: &Guest, addresses: bool) -> Result<Vec<Mention>> {
             }
             match tree.node(&path)? {
                 Some(Node::Folder) if depth < DEPTH => todo.push_back((path, depth + 1)),
-                Some(Node::File(size)) if size <= LONGEST && left > 0 => {
-                    left -= 1;
+                Some(Node::File(size)) if size <= LONGEST => {
                     let text = tree.text(&path)?.unwrap_or_default();
-                    if let Some(what) = first(&text, &own) {
+                    if let Some(what) = first(&text, own) {
                         found.push(Mention { path, what });
                     }
                 }
@@ -137,6 +141,19 @@ fn own_addresses(tree: &Tree) -> Result<BTreeSet<Ipv4Addr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::tree::TextVolume;
+
+    #[test]
+    fn a_guest_with_any_number_of_folders_is_looked_at_within_bounds() {
+        let mut volume = TextVolume::default();
+        for i in 0..600 {
+            for j in 0..30 {
+                volume = volume.file(&format!("/etc/a{i:03}/b{j:02}"), "/dev/sda");
+            }
+        }
+        let found = walk(&Tree::new(Box::new(volume)), &BTreeSet::new()).unwrap();
+        assert!(!found.is_empty() && found.len() < NAMES, "{}", found.len());
+    }
 
     #[test]
     fn disks_and_own_addresses_are_named_outside_comments_only() {

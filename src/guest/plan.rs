@@ -10,8 +10,8 @@ use super::builder::Builder;
 use super::disk::is_fat;
 use super::inspect::Guest;
 use super::linux;
-use super::tree::{Node, Tree, is_below};
-use crate::error::Result;
+use super::tree::{Node, Tree, mount_of};
+use crate::error::{Error, Kind, Result};
 
 /// Lines of context in a printed diff.
 const CONTEXT: usize = 2;
@@ -129,6 +129,16 @@ pub struct Finding {
     pub remedy: String,
 }
 
+/// That the guest's file at `path` differs from what a plan was made from.
+pub fn changed(path: &str) -> Error {
+    Error::new(
+        Kind::Source,
+        "guest.changed",
+        format!("the guest's {path} is not what the plan was made from"),
+    )
+    .remedy("make the plan again from this copy")
+}
+
 /// Everything to change, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -164,8 +174,7 @@ impl Plan {
 
     /// The FAT file system in which `fix` is carried out, if it is one.
     pub fn fat_of(&self, fix: &Fix) -> Option<&PlannedMount> {
-        let mounts = self.mounts.iter().filter(|mount| is_below(fix.path(), &mount.point));
-        mounts.max_by_key(|mount| mount.point.len()).filter(|mount| mount.is_fat())
+        mount_of(&self.mounts, |mount| &mount.point, fix.path()).filter(|mount| mount.is_fat())
     }
 }
 

@@ -14,7 +14,6 @@ use super::loader;
 use super::plan::{Fix, Plan};
 use crate::error::{Error, Kind, Result};
 use crate::io::ReadAt;
-use crate::unit::Digest;
 
 /// One claim about the copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -48,8 +47,8 @@ fn planned_texts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<
             Fix::Create { path, text, .. } => (path, Some(text)),
             Fix::Remove { path, .. } => (path, None),
             Fix::Copy { from, path, .. } => {
-                let same = digest(guest, path)?
-                    .is_some_and(|copy| digest(guest, from).is_ok_and(|from| from == Some(copy)));
+                let copy = content(guest, path)?;
+                let same = copy.is_some() && copy == content(guest, from)?;
                 claim(proofs, same, format!("{path} is a copy of {from}"));
                 continue;
             }
@@ -63,14 +62,14 @@ fn planned_texts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<
     Ok(())
 }
 
-/// The digest of the file at `path`; `None` when there is none.
-fn digest(guest: &Guest, path: &str) -> Result<Option<Digest>> {
+/// The content of the boot loader at `path`; `None` when there is none.
+fn content(guest: &Guest, path: &str) -> Result<Option<Vec<u8>>> {
     let Some(stream) = guest.tree.open(path)? else { return Ok(None) };
     let mut bytes = Vec::new();
     stream.take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| {
         Error::new(Kind::Image, "guest.read", format!("cannot read the guest's {path}")).caused_by(error)
     })?;
-    Ok(Some(Digest::of(&bytes)))
+    Ok(Some(bytes))
 }
 
 /// By UEFI: firmware that knows no boot entries finds a loader.

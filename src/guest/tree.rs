@@ -222,9 +222,14 @@ impl Tree {
 }
 
 /// Whether `path` is the folder `point`, or below it.
-pub fn is_below(path: &str, point: &str) -> bool {
+fn is_below(path: &str, point: &str) -> bool {
     let rest = path.strip_prefix(point.trim_end_matches('/'));
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The mount that the file at `path`, no link on the way, lies in: of those above it the one with the longest point.
+pub fn mount_of<'m, M>(mounts: &'m [M], point: impl Fn(&M) -> &str, path: &str) -> Option<&'m M> {
+    mounts.iter().filter(|mount| is_below(path, point(mount))).max_by_key(|mount| point(mount).len())
 }
 
 /// The names of a path, last first, without `.` and empty ones.

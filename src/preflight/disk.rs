@@ -57,9 +57,7 @@ fn boot(subject: &Subject<'_>) -> Option<Verdict> {
             "it boots by UEFI, which the private edition does not import",
             "make it boot by BIOS: install grub-pc on a disk with an MBR",
         ),
-        (BootMode::Uefi, Edition::Public) => {
-            Verdict::pass("UEFI: the import declares that; the copy has a loader where new firmware looks")
-        }
+        (BootMode::Uefi, Edition::Public) => Verdict::pass("UEFI, which the import declares"),
         // The first 440 bytes are the boot loader's: an empty one is no loader at all.
         (BootMode::Bios, _) => match read_array::<440>(subject.disk, 0) {
             Ok(code) if is_zero(&code) => Verdict::new(

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::guest::plan::{Draft, Severity};
+use crate::guest::tree::Tree;
 
 /// Whose they are, and the names of their services. Agents that also serve machines elsewhere (Amazon's SSM) are left
 /// alone, and so is QEMU's.
@@ -51,17 +52,8 @@ pub fn fix(draft: &mut Draft<'_>) -> Result<()> {
                 }
                 continue;
             }
-            let mut unit = None;
-            for folder in UNITS {
-                let path = format!("{folder}/{name}.service");
-                if unit.is_none() && (tree.exists(&path)? || tree.link(&path)?.is_some()) {
-                    // A link to /dev/null masks it.
-                    unit = Some(tree.text(&path)?.unwrap_or_else(|| "ConditionVirtualization=".to_owned()));
-                }
-            }
             // systemd makes a unit of a script without one.
-            let Some(unit) = unit.or(is_script.then(String::new)) else { continue };
-            if unit.contains("ConditionVirtualization=") {
+            if !starts_anywhere(tree, name)?.unwrap_or(is_script) {
                 continue;
             }
             let text = format!(
@@ -79,4 +71,19 @@ pub fn fix(draft: &mut Draft<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the service's unit lets it start whatever the machine is; `None` when it has no unit.
+fn starts_anywhere(tree: &Tree, name: &str) -> Result<Option<bool>> {
+    for folder in UNITS {
+        let path = format!("{folder}/{name}.service");
+        if let Some(unit) = tree.text(&path)? {
+            return Ok(Some(!unit.contains("ConditionVirtualization=")));
+        }
+        // To /dev/null, which is nothing in the tree: it is masked.
+        if tree.link(&path)?.is_some() {
+            return Ok(Some(false));
+        }
+    }
+    Ok(None)
 }
