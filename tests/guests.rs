@@ -20,7 +20,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,11 @@ fn run(program: &str, args: &[&str]) -> String {
 /// A guest small enough for a quick test: a shell, a few tools, and a mkinitramfs that runs `build`, with the
 /// path to make in `$out` and a good initramfs at /good.img.
 fn small_guest(folder: &Path, build: &str) -> PathBuf {
+    small_guest_with(folder, build, &initramfs(&["ahci"]))
+}
+
+/// The same, with this initramfs.
+fn small_guest_with(folder: &Path, build: &str, initrd: &[u8]) -> PathBuf {
     let root = folder.join("tree");
     let put = |path: &str, text: &[u8]| {
         let path = root.join(path.trim_start_matches('/'));
@@ -69,7 +74,6 @@ fn small_guest(folder: &Path, build: &str) -> PathBuf {
         "/usr/bin/dd",
         "/usr/bin/cp",
         "/usr/bin/sleep",
-        "/usr/bin/sha1sum",
         "/usr/bin/touch",
         "/usr/bin/mknod",
         "/usr/bin/cat",
@@ -95,7 +99,10 @@ fn small_guest(folder: &Path, build: &str) -> PathBuf {
         format!("linux /boot/vmlinuz-{kernel} root=/dev/sda\ninitrd /boot/initrd.img-{kernel}\n").as_bytes(),
     );
     put(&format!("/boot/vmlinuz-{kernel}"), b"kernel");
-    put(&format!("/boot/initrd.img-{kernel}"), &initramfs(&["ahci"]));
+    put(&format!("/boot/initrd.img-{kernel}"), initrd);
+    for name in VIRTIO {
+        put(&format!("/lib/modules/{kernel}/kernel/{name}.ko"), format!("\x7fELF {name}").as_bytes());
+    }
     put(&format!("/lib/modules/{kernel}/modules.dep"), modules.as_bytes());
     put(&format!("/var/lib/initramfs-tools/{kernel}"), b"old checksum\n");
     put("/good.img", &initramfs(VIRTIO));
@@ -264,8 +271,8 @@ fn a_plan_is_carried_out_on_the_overlay_and_the_source_is_not_touched() {
     }
 }
 
-/// The small guest's tree on another file system: with its data in two subvolumes, where there are any.
-fn on_file_system(folder: &Path, kind: &str) -> PathBuf {
+/// The small guest's tree on another file system: on btrfs in the subvolume `root`, and /var in one of its own.
+fn on_file_system(folder: &Path, kind: &str, root: &str) -> PathBuf {
     small_guest(folder, "cp /good.img $out");
     let (tree, disk, mount) = (folder.join("tree"), folder.join(format!("{kind}.raw")), folder.join("mount"));
     let (tree, path, point) = (tree.to_str().unwrap(), disk.to_str().unwrap(), mount.to_str().unwrap());
@@ -275,23 +282,26 @@ fn on_file_system(folder: &Path, kind: &str) -> PathBuf {
     run("mount", &["-o", "loop", path, point]);
     let fstab = match kind {
         "btrfs" => {
-            run("btrfs", &["-q", "subvolume", "create", &format!("{point}/@")]);
+            run("btrfs", &["-q", "subvolume", "create", &format!("{point}/{root}")]);
             run("btrfs", &["-q", "subvolume", "create", &format!("{point}/@var")]);
-            run("cp", &["-a", &format!("{tree}/."), &format!("{point}/@")]);
-            run("sh", &["-c", &format!("mv {point}/@/var/* {point}/@var/")]);
-            "/dev/sda / btrfs defaults,subvol=/@ 0 0\n/dev/sda /var btrfs compress=zstd,subvol=@var 0 0\n"
+            run("cp", &["-a", &format!("{tree}/."), &format!("{point}/{root}")]);
+            run("sh", &["-c", &format!("mv {point}/{root}/var/* {point}/@var/")]);
+            format!(
+                "/dev/sda / btrfs defaults,subvol=/{root} 0 0\n/dev/sda /var btrfs compress=zstd,subvol=@var 0 0\n"
+            )
         }
         _ => {
             run("cp", &["-a", &format!("{tree}/."), point]);
-            "/dev/sda / xfs defaults 0 0\n"
+            "/dev/sda / xfs defaults 0 0\n".to_owned()
         }
     };
-    let root = if kind == "btrfs" { format!("{point}/@") } else { point.to_owned() };
-    fs::write(format!("{root}/etc/fstab"), fstab).unwrap();
+    let top = format!("{point}/{root}");
+    fs::write(format!("{top}/etc/fstab"), fstab).unwrap();
     if kind == "btrfs" {
         // As GRUB writes it: counted from the top level.
-        let menu = fs::read_to_string(format!("{root}/boot/grub/grub.cfg")).unwrap();
-        fs::write(format!("{root}/boot/grub/grub.cfg"), menu.replace(" /boot/", " /@/boot/")).unwrap();
+        let menu = fs::read_to_string(format!("{top}/boot/grub/grub.cfg")).unwrap();
+        fs::write(format!("{top}/boot/grub/grub.cfg"), menu.replace(" /boot/", &format!(" /{root}/boot/")))
+            .unwrap();
     }
     run("umount", &[point]);
     // A mount namespace that another test opens at this moment holds it, and it is written until it is let go.
@@ -316,8 +326,9 @@ fn fixed_where_it_lies(folder: &Path, disk: &Path, points: &[&str]) -> String {
     assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{proofs:#?}");
     let fixed = guest::inspect(overlay.clone()).unwrap();
     assert!(fixed.kernels[0].lacking().is_empty());
-    let record = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap().unwrap();
-    assert!(record.ends_with("  /boot/initrd.img-6.1.0-1-test\n"), "{record}");
+    if let Some(record) = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap() {
+        assert!(record.ends_with("  /boot/initrd.img-6.1.0-1-test\n"), "{record}");
+    }
     let again = guest::plan(&fixed, &Options::default()).unwrap();
     assert!(again.is_empty(), "{again}");
     plan.to_string()
@@ -325,25 +336,17 @@ fn fixed_where_it_lies(folder: &Path, disk: &Path, points: &[&str]) -> String {
 
 #[test]
 fn a_guest_on_xfs_or_in_subvolumes_of_btrfs_is_fixed_where_it_lies() {
-    for (kind, points) in [("xfs", &["/"][..]), ("btrfs", &["/", "/var"])] {
+    let cases =
+        [("xfs", "", &["/"][..]), ("btrfs", "@", &["/", "/var"]), ("btrfs", "@rootfs", &["/", "/var"])];
+    for (kind, root, points) in cases {
         let dir = tempfile::tempdir().unwrap();
-        let disk = on_file_system(dir.path(), kind);
+        let disk = on_file_system(dir.path(), kind, root);
         fixed_where_it_lies(dir.path(), &disk, points);
     }
 }
 
-/// The small guest on a GPT, booted by UEFI: with a loader that only its own firmware's boot entry names.
-fn by_uefi(folder: &Path) -> PathBuf {
-    small_guest(folder, "cp /good.img $out");
-    let tree = folder.join("tree");
-    fs::create_dir_all(tree.join("boot/efi")).unwrap();
-    fs::write(
-        tree.join("etc/fstab"),
-        "/dev/sda2 / ext4 defaults 0 1\n/dev/sda1 /boot/efi vfat umask=0077 0 1\n",
-    )
-    .unwrap();
-    let menu = fs::read_to_string(tree.join("boot/grub/grub.cfg")).unwrap();
-    fs::write(tree.join("boot/grub/grub.cfg"), menu.replace("root=/dev/sda", "root=/dev/sda2")).unwrap();
+/// A GPT with an EFI system partition of these files, in folders of these names, and `tree` as the root.
+fn with_esp(folder: &Path, tree: &Path, folders: &[&str], files: &[(&str, &[u8])]) -> PathBuf {
     let image = |name: &str, size: u64| {
         let path = folder.join(name);
         fs::File::create(&path).unwrap().set_len(size).unwrap();
@@ -352,19 +355,14 @@ fn by_uefi(folder: &Path) -> PathBuf {
     let (esp, root) = (image("esp.fs", 40 << 20), image("root.fs", 256 << 20));
     run("mkfs.ext4", &["-qF", "-d", tree.to_str().unwrap(), &root]);
     run("mkfs.fat", &["-F", "32", "-s", "1", "-i", "6696244F", &esp]);
-    let put = |name: &str, content: &[u8]| {
+    for made in folders {
+        run("mmd", &["-i", &esp, &format!("::/{made}")]);
+    }
+    for (name, content) in files {
         let from = folder.join("from");
         fs::write(&from, content).unwrap();
         run("mcopy", &["-i", &esp, from.to_str().unwrap(), &format!("::/{name}")]);
-    };
-    run("mmd", &["-i", &esp, "::/EFI", "::/EFI/debian"]);
-    put("EFI/debian/shimx64.efi", &[1; 900_000]);
-    put("EFI/debian/grubx64.efi", &[2; 2_500_000]);
-    put(
-        "EFI/debian/grub.cfg",
-        b"linux /boot/vmlinuz-6.1.0-1-test root=/dev/sda2\ninitrd /boot/initrd.img-6.1.0-1-test\n",
-    );
-
+    }
     let disk = folder.join("uefi.raw");
     fs::File::create(&disk).unwrap().set_len(300 << 20).unwrap();
     let table = "label: gpt\nstart=1MiB, size=40MiB, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n\
@@ -374,6 +372,54 @@ fn by_uefi(folder: &Path) -> PathBuf {
     out.write_all_at(&fs::read(esp).unwrap(), 1 << 20).unwrap();
     out.write_all_at(&fs::read(root).unwrap(), 41 << 20).unwrap();
     disk
+}
+
+/// The small guest on a GPT, booted by UEFI: with a loader that only its own firmware's boot entry names.
+fn by_uefi(folder: &Path) -> PathBuf {
+    small_guest(folder, "cp /good.img $out");
+    let tree = folder.join("tree");
+    fs::create_dir_all(tree.join("boot/efi")).unwrap();
+    let fstab = "/dev/sda2 / ext4 defaults 0 1\n/dev/sda1 /boot/efi vfat umask=0077 0 1\n";
+    fs::write(tree.join("etc/fstab"), fstab).unwrap();
+    let menu = fs::read_to_string(tree.join("boot/grub/grub.cfg")).unwrap();
+    fs::write(tree.join("boot/grub/grub.cfg"), menu.replace("root=/dev/sda", "root=/dev/sda2")).unwrap();
+    let menu = b"linux /boot/vmlinuz-6.1.0-1-test root=/dev/sda2\ninitrd /boot/initrd.img-6.1.0-1-test\n";
+    let files = [
+        ("EFI/debian/shimx64.efi", &[1; 900_000][..]),
+        ("EFI/debian/grubx64.efi", &[2; 2_500_000]),
+        ("EFI/debian/grub.cfg", menu),
+    ];
+    with_esp(folder, &tree, &["EFI", "EFI/debian"], &files)
+}
+
+/// The small guest booted by systemd-boot: kernel and initramfs lie on the EFI system partition.
+fn with_boot_on_the_esp(folder: &Path) -> PathBuf {
+    small_guest(folder, "exit 1");
+    let tree = folder.join("tree");
+    let fstab = "/dev/sda2 / ext4 defaults 0 1\n/dev/sda1 /boot vfat umask=0077 0 1\n";
+    fs::write(tree.join("etc/fstab"), fstab).unwrap();
+    fs::remove_dir_all(tree.join("var/lib/initramfs-tools")).unwrap();
+    fs::remove_dir_all(tree.join("boot")).unwrap();
+    fs::create_dir(tree.join("boot")).unwrap();
+    let entry = b"title Small\nlinux /vmlinuz-6.1.0-1-test\ninitrd /initrd.img-6.1.0-1-test\noptions root=/dev/sda2\n";
+    let initrd = phony::with_init(&["ahci"], "#!/bin/sh\n");
+    let files = [
+        ("EFI/systemd/systemd-bootx64.efi", &[1; 100_000][..]),
+        ("EFI/BOOT/BOOTX64.EFI", &[1; 100_000]),
+        ("vmlinuz-6.1.0-1-test", b"kernel"),
+        ("initrd.img-6.1.0-1-test", &initrd),
+        ("loader/loader.conf", b"timeout 3\n"),
+        ("loader/entries/small.conf", entry),
+    ];
+    with_esp(folder, &tree, &["EFI", "EFI/BOOT", "EFI/systemd", "loader", "loader/entries"], &files)
+}
+
+#[test]
+fn an_initramfs_on_the_efi_system_partition_gets_drivers_appended() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = with_boot_on_the_esp(dir.path());
+    let plan = fixed_where_it_lies(dir.path(), &disk, &["/", "/boot"]);
+    assert!(plan.contains("! append to /boot/initrd.img-6.1.0-1-test"), "{plan}");
 }
 
 #[test]
@@ -528,6 +574,35 @@ fn a_guest_program_that_fails_or_leaves_virtio_out_fails_the_job_and_leaves_noth
 }
 
 #[test]
+fn where_the_guests_program_fails_drivers_are_appended_to_the_initramfs_that_is_there() {
+    for (build, no_guest_programs) in [("exit 1", false), ("touch /ran", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = small_guest_with(dir.path(), build, &phony::with_init(&["ahci"], "#!/bin/sh\n"));
+        let source = opened(&disk);
+        let options = Options { no_guest_programs, ..Options::default() };
+        let plan = guest::plan(&guest::inspect(Arc::clone(&source)).unwrap(), &options).unwrap();
+        assert_eq!(plan.to_string().contains("! append to /boot/initrd.img"), no_guest_programs, "{plan}");
+        let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
+        guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
+        gone(dir.path());
+        let proofs = guest::prove(&plan, overlay.clone()).unwrap();
+        assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{proofs:#?}");
+        let fixed = guest::inspect(overlay).unwrap();
+        assert!(fixed.kernels[0].lacking().is_empty());
+        assert!(!fixed.tree.exists("/ran").unwrap(), "a program of the guest ran");
+        let image = "/boot/initrd.img-6.1.0-1-test";
+        let mut bytes = Vec::new();
+        fixed.tree.open(image).unwrap().unwrap().read_to_end(&mut bytes).unwrap();
+        let copy = dir.path().join("initrd");
+        fs::write(&copy, &bytes).unwrap();
+        // update-initramfs takes it for its own work still.
+        let record = fixed.tree.text("/var/lib/initramfs-tools/6.1.0-1-test").unwrap().unwrap();
+        let sum = run("sha1sum", &[copy.to_str().unwrap()]);
+        assert_eq!(record, format!("{}  {image}\n", &sum[..40]));
+    }
+}
+
+#[test]
 fn what_a_journal_not_yet_replayed_has_committed_is_seen() {
     let dir = tempfile::tempdir().unwrap();
     let disk = small_guest(dir.path(), "exit 0");
@@ -668,6 +743,7 @@ fn debian_disk(options: &[&str]) -> (PathBuf, serde_json::Value) {
 fn fixed_and_booted(
     options: &[&str],
     drive: Option<&ConfigDrive>,
+    fixes: &Options,
 ) -> std::collections::BTreeMap<String, String> {
     let (disk, facts) = debian_disk(options);
     let before = checksum(&disk);
@@ -677,7 +753,7 @@ fn fixed_and_booted(
     assert_eq!((guest.os.id.as_str(), guest.arch), ("debian", "x86_64"));
     assert_eq!(guest.kernels.len(), facts["kernels"].as_array().unwrap().len());
     assert!(guest.kernels.iter().all(|kernel| !kernel.lacking().is_empty()));
-    let plan = guest::plan(&guest, &Options::default()).unwrap();
+    let plan = guest::plan(&guest, fixes).unwrap();
     let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
     let sealed = guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
     gone(dir.path());
@@ -685,7 +761,7 @@ fn fixed_and_booted(
     assert_eq!(checksum(&disk), before);
     let proofs = guest::prove(&plan, overlay.clone()).unwrap();
     assert!(proofs.iter().all(|proof| proof.holds), "{plan}\n{proofs:#?}");
-    let again = guest::plan(&guest::inspect(overlay.clone()).unwrap(), &Options::default()).unwrap();
+    let again = guest::plan(&guest::inspect(overlay.clone()).unwrap(), fixes).unwrap();
     assert!(again.is_empty(), "{again}");
 
     let copy = dir.path().join("copy.raw");
@@ -723,7 +799,12 @@ fn fixed_and_booted(
     for (key, value) in facts["identity"].as_object().unwrap() {
         assert_eq!(words.get(key).map(String::as_str), value.as_str(), "{key}");
     }
-    assert!(words["root"].starts_with("/dev/vda"), "{words:?}");
+    let root = match options {
+        _ if options.contains(&"on=lvm") => "/dev/mapper/vg0-root",
+        _ if options.contains(&"on=raid") => "/dev/md0",
+        _ => "/dev/vda",
+    };
+    assert!(words["root"].starts_with(root), "{words:?}");
     assert_eq!(words["failed"], "", "{words:?}");
     words
 }
@@ -748,14 +829,84 @@ fn a_real_debian_is_fixed_proven_and_boots_on_virtio_as_itself() {
     let (disk, _) = debian_disk(&[]);
     assert_eq!(boots_unfixed(&disk, Hardware::Sata, Firmware::Bios), State::Up);
     assert_eq!(boots_unfixed(&disk, Hardware::Virtio, Firmware::Bios), State::InitramfsShell);
-    let words = fixed_and_booted(&[], None);
+    let words = fixed_and_booted(&[], None, &Options::default());
+    assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+/// Holds a disk against the promise: it boots where it comes from, not in the cloud, and fixed it boots there as itself.
+fn moves(options: &[&str]) {
+    let (disk, _) = debian_disk(options);
+    assert_eq!(boots_unfixed(&disk, Hardware::Sata, Firmware::Bios), State::Up, "{options:?} at home");
+    assert_eq!(boots_unfixed(&disk, Hardware::Virtio, Firmware::Bios), State::InitramfsShell, "{options:?}");
+    let words = fixed_and_booted(options, None, &Options::default());
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }
 
 #[test]
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_on_xfs_moves() {
+    moves(&["fs=xfs"]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_in_a_subvolume_of_btrfs_moves() {
+    moves(&["fs=btrfs"]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_in_a_logical_volume_moves() {
+    moves(&["on=lvm"]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_on_one_half_of_a_mirror_moves() {
+    moves(&["on=raid"]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_11_moves() {
+    moves(&["suite=bullseye"]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_13_moves() {
+    moves(&["suite=trixie"]);
+}
+
+/// Fixes without a program of the guest's: drivers are appended to the initramfs, whatever built and packed it.
+fn moves_with_drivers_appended(options: &[&str]) {
+    let fixes = Options { no_guest_programs: true, ..Options::default() };
+    let words = fixed_and_booted(options, None, &fixes);
+    assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_with_drivers_appended_to_its_initramfs_boots_on_virtio() {
+    moves_with_drivers_appended(&[]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_with_drivers_appended_to_an_initramfs_by_dracut_boots_on_virtio() {
+    moves_with_drivers_appended(&["initramfs=dracut"]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_with_drivers_appended_to_an_lz4_initramfs_boots_on_virtio() {
+    moves_with_drivers_appended(&["compress=lz4"]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_two_kernels_and_dep_and_swap_boots_on_virtio() {
-    let words = fixed_and_booted(&["kernels=2", "initramfs=dep", "swap=yes"], None);
+    let words = fixed_and_booted(&["kernels=2", "initramfs=dep", "swap=yes"], None, &Options::default());
     assert!(words["swap"].starts_with("/dev/vda"), "{words:?}");
 }
 
@@ -764,7 +915,7 @@ fn a_debian_with_two_kernels_and_dep_and_swap_boots_on_virtio() {
 fn a_debian_with_dracut_boots_on_virtio() {
     let (disk, _) = debian_disk(&["initramfs=dracut"]);
     assert_ne!(boots_unfixed(&disk, Hardware::Virtio, Firmware::Bios), State::Up);
-    let words = fixed_and_booted(&["initramfs=dracut"], None);
+    let words = fixed_and_booted(&["initramfs=dracut"], None, &Options::default());
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }
 
@@ -774,7 +925,7 @@ fn a_debian_by_uefi_boots_on_virtio_with_firmware_that_knows_no_boot_entries() {
     let options = ["pt=gpt", "firmware=uefi", "rootref=uuid"];
     let (disk, _) = debian_disk(&options);
     assert_eq!(boots_unfixed(&disk, Hardware::Virtio, Firmware::Uefi), State::NoBootableDevice);
-    let words = fixed_and_booted(&options, None);
+    let words = fixed_and_booted(&options, None, &Options::default());
     assert!(words["root"].starts_with("/dev/vda2"), "{words:?}");
     // The ESP, too.
     assert_eq!(words["failed"], "", "{words:?}");
@@ -783,13 +934,14 @@ fn a_debian_by_uefi_boots_on_virtio_with_firmware_that_knows_no_boot_entries() {
 #[test]
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_a_full_boot_partition_and_gpt_boots_on_virtio() {
-    fixed_and_booted(&["pt=gpt", "boot=yes", "bootfull=95", "rootref=uuid"], None);
+    fixed_and_booted(&["pt=gpt", "boot=yes", "bootfull=95", "rootref=uuid"], None, &Options::default());
 }
 
 #[test]
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_networkd_and_labels_and_no_cloud_init_boots_on_virtio() {
-    let words = fixed_and_booted(&["net=networkd", "rootref=label", "cloudinit=no"], None);
+    let words =
+        fixed_and_booted(&["net=networkd", "rootref=label", "cloudinit=no"], None, &Options::default());
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }
 
@@ -803,7 +955,7 @@ fn a_debian_with_a_config_drive_takes_it_in_and_stays_itself() {
         macs: vec![Machine::new("", Format::Raw).mac],
         user_data: None,
     };
-    let words = fixed_and_booted(&[], Some(&drive));
+    let words = fixed_and_booted(&[], Some(&drive), &Options::default());
     assert_eq!(words["cloud"], "done", "{words:?}");
     assert_eq!(words["livehost"], "source-01", "{words:?}");
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");

@@ -466,7 +466,9 @@ fn applied(mut volume: TextVolume, plan: &Plan) -> TextVolume {
             Fix::Create { path, text, .. } => volume = volume.file(path, text.as_str()),
             Fix::Remove { path, .. } => volume.remove(path),
             Fix::Copy { .. } => panic!("no phony guest has an EFI system partition"),
-            Fix::Initramfs { image, .. } => volume = volume.file(image, initramfs(VIRTIO)),
+            Fix::Initramfs { image, .. } | Fix::Append { image, .. } => {
+                volume = volume.file(image, initramfs(VIRTIO));
+            }
         }
     }
     volume

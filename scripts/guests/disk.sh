@@ -3,12 +3,17 @@
 # tree (suite=bookworm chooses another one). For tests, which must not write it. Needs root.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
-suite=bookworm kernels=1 builder=initramfs-tools firmware=bios options=()
+suite=bookworm kernels=1 builder=initramfs-tools firmware=bios packages=() options=()
 for option in "$@"; do
   case $option in
     suite=*) suite=${option#*=} ;;
     kernels=*) kernels=${option#*=} options+=("$option") ;;
     firmware=*) firmware=${option#*=} options+=("$option") ;;
+    fs=xfs) packages+=(xfsprogs) options+=("$option") ;;
+    fs=btrfs) packages+=(btrfs-progs) options+=("$option") ;;
+    compress=lz4) packages+=(lz4) options+=("$option") ;;
+    on=lvm) packages+=(lvm2) options+=("$option") ;;
+    on=raid) packages+=(mdadm) options+=("$option") ;;
     initramfs=dracut) builder=dracut options+=("$option") ;;
     *) options+=("$option") ;;
   esac
@@ -20,7 +25,8 @@ disk=$cache/disk-$name.raw
 exec 9>"$disk.lock"
 flock 9
 if [ ! -e "$disk" ]; then
-  "$here/tree.sh" "$suite" "$disk.tree" "kernels=$kernels" "builder=$builder" "firmware=$firmware" 9>&-
+  "$here/tree.sh" "$suite" "$disk.tree" "kernels=$kernels" "builder=$builder" "firmware=$firmware" \
+    "packages=$(IFS=,; echo "${packages[*]}")" 9>&-
   "$here/mkguest.sh" "$disk.tree" "$disk" "${options[@]}" >&2 9>&-
   rm "$disk.tree"
 fi

@@ -5,9 +5,11 @@
 #
 #   size=3G               of the disk                      pt=mbr|gpt         partition table
 #   firmware=bios|uefi    (uefi with pt=gpt, and a tree made for it)
+#   fs=ext4|xfs|btrfs     of the root (btrfs: in a subvolume)  on=partition|lvm|raid  what it lies on: a partition, a volume of
+#                         a group, or a mirror of which this disk is one half; the tree needs the programs for it
 #   rootref=dev|uuid|label  in fstab and kernel command line  boot=no|yes     /boot on a partition of its own
 #   initramfs=list|most|dep  MODULES= of initramfs-tools   bootfull=PERCENT   fill /boot to this (with boot=yes)
-#             dracut       in its place, in the tree too
+#             dracut       in its place, in the tree too     compress=default|gzip|lz4|…  COMPRESS= of initramfs-tools
 #   kernels=1|2           expected in the tree             swap=no|yes        partition, with resume from it
 #   cloudinit=yes|no                                       net=mac|dhcp|networkd
 #   payload=MB            random data in /srv/payload.bin  junk=MB            deleted random data, marked by a canary
@@ -22,7 +24,7 @@ here=$(dirname "$(readlink -f "$0")")
 tree=$1 out=$2
 declare -A key=(
   [size]=3G [pt]=mbr [firmware]=bios [rootref]=dev [boot]=no [bootfull]=0 [initramfs]=list [kernels]=1 [swap]=no [cloudinit]=yes
-  [net]=mac [payload]=16 [junk]=256
+  [net]=mac [payload]=16 [junk]=256 [fs]=ext4 [on]=partition [compress]=default
 )
 for option in "${@:3}"; do
   [[ $option == *=* && -v key[${option%%=*}] ]] || { echo "unknown option $option" >&2; exit 2; }
@@ -33,7 +35,9 @@ source_mac=52:54:00:aa:bb:01 source_address=192.168.77.5
 work=$(mktemp -d)
 root=$work/root
 part=$out.part
-trap 'umount -R "$root" "$work/files" 2>/dev/null || true; rmdir "$root" "$work/files" "$work"; rm -f "$part"' EXIT
+attached= # a loop device that is no mount's
+detach() { [ -z "$attached" ] || losetup -d "$attached"; attached=; }
+trap 'umount -R "$root" "$work/files" 2>/dev/null || true; detach; rmdir "$root" "$work/files" "$work"; rm -f "$part"' EXIT
 mkdir "$root" "$work/files"
 mount -t tmpfs -o size=64m,mode=700 tmpfs "$work/files"
 new_uuid() { cat /proc/sys/kernel/random/uuid; }
@@ -50,9 +54,9 @@ add() { # LENGTH TYPE [FLAGS]: sets $start
 }
 swap_size=0
 [ "${key[swap]}" = no ] || swap_size=128
-linux=83 swap_type=82
+linux=83 swap_type=82 root_type=83
 if [ "${key[pt]}" = gpt ]; then
-  linux=0FC63DAF-8483-4772-8E79-3D69D8477DE4 swap_type=0657FD6D-A4AB-43C4-84E5-0933C84B4F4F
+  linux=0FC63DAF-8483-4772-8E79-3D69D8477DE4 root_type=$linux swap_type=0657FD6D-A4AB-43C4-84E5-0933C84B4F4F
   case ${key[firmware]} in
     bios) add 1 21686148-6449-6E6F-744E-656564454649 ;;
     uefi) add 48 C12A7328-F81F-11D2-BA4B-00A0C93EC93B; esp_number=$number esp_start=$start ;;
@@ -65,7 +69,13 @@ if [ "${key[boot]}" = yes ]; then
   boot_number=$number boot_start=$start
 fi
 root_size=$((end - at - (swap_size ? swap_size + 1 : 0)))
-add $root_size $linux "$([ "${key[pt]}" = gpt ] || echo bootable)"
+case ${key[on]}-${key[pt]} in
+  lvm-mbr) root_type=8e ;;
+  raid-mbr) root_type=fd ;;
+  lvm-gpt) root_type=E6D6D379-F507-44C2-A23C-238F2A3DF928 ;;
+  raid-gpt) root_type=A19D880F-05FC-4D3B-A006-743F0F84911E ;;
+esac
+add $root_size $root_type "$([ "${key[pt]}" = gpt ] || echo bootable)"
 root_number=$number root_start=$start
 if [ $swap_size != 0 ]; then
   if [ "${key[pt]}" = mbr ]; then # as Debian's installer does: the first logical partition
@@ -84,17 +94,82 @@ printf '%s\n' "label: $label" "${table[@]}" | sfdisk -q "$part"
 
 # --- File systems, with the features of Debian 12 whatever this machine's defaults are.
 root_uuid=$(new_uuid) boot_uuid=$(new_uuid) swap_uuid=$(new_uuid)
+attach() { # START SIZE
+  attached=$(losetup -f --show -o "$(($1 * 1048576))" --sizelimit "$(($2 * 1048576))" "$part")
+}
 make_ext4() { # START SIZE UUID LABEL
   mke2fs -q -F -t ext4 -O 64bit,metadata_csum,^orphan_file,^metadata_csum_seed -U "$3" -L "$4" \
     -E "offset=$(($1 * 1048576))" "$part" "$(($2 * 1024))k"
 }
-mount_at() { # START SIZE FOLDER
+mount_at() { # START SIZE FOLDER [FILE-SYSTEM [OPTION]]
   mkdir -p "$3"
-  mount -t ext4 -o "loop,offset=$(($1 * 1048576)),sizelimit=$(($2 * 1048576))" "$part" "$3"
+  mount -t "${4:-ext4}" -o "loop,offset=$(($1 * 1048576)),sizelimit=$(($2 * 1048576))${5:+,$5}" "$part" "$3"
 }
-make_ext4 $root_start $root_size "$root_uuid" root
+
+# What the root lies on. Both begin with a MiB of their own; no array or volume is ever active here.
+array_uuid=$(new_uuid | tr -d -)
+case ${key[on]} in
+  partition) root_device=/dev/sda$root_number grub_root= ;;
+  lvm)
+    root_device=/dev/mapper/vg0-root grub_root=lvm/vg0-root
+    attach $root_start $root_size
+    root_start=$((root_start + 1)) root_size=$(((root_size - 1) / 4 * 4))
+    # None of the host's devices, and none of its records.
+    lvm() {
+      LVM_SYSTEM_DIR=$work/files LVM_SUPPRESS_FD_WARNINGS=1 DM_DISABLE_UDEV=1 command lvm "$@" --config "devices { use_devicesfile=0 hints=\"none\"
+        filter=[\"a|^$attached\$|\",\"r|.*|\"] obtain_device_list_from_udev=0 external_device_info_source=\"none\" }
+        activation { udev_sync=0 udev_rules=0 monitoring=0 } global { activation=0 use_lvmpolld=0 } backup { backup=0 archive=0 }" \
+        2>"$work/files/log" || { cat "$work/files/log" >&2; return 1; }
+    }
+    lvm pvcreate -q --dataalignment 1m "$attached" >/dev/null
+    lvm vgcreate -q vg0 "$attached" >/dev/null
+    lvm lvcreate -q -an -Zn -Wn -L "${root_size}m" -n root vg0 >/dev/null
+    lvm pvs --noheadings -o pe_start | grep -q '^ *1.00m *$'
+    lvm lvs --noheadings -o seg_pe_ranges vg0/root | grep -q ':0-'
+    detach
+    ;;
+  raid)
+    root_device=/dev/md0 grub_root=mduuid/$array_uuid
+    root_start=$((root_start + 1)) root_size=$((root_size - 1))
+    # The superblock (version 1.2) of the first of two members: no mdadm writes one without the kernel's md.
+    perl -e '
+      my ($file, $at, $size, $uuid) = @ARGV;
+      my $sb = "\0" x 260;
+      sub put { my ($at, $as, @values) = @_; my $bytes = pack $as, @values; substr($sb, $at, length $bytes) = $bytes }
+      put(0, "V2", 0xa92b4efc, 1); put(16, "H32 a32", $uuid, "source-01:0");
+      put(64, "Q< V V Q< V V", 1, 1, 0, $size, 0, 2); # made, level, layout, size, chunk, disks
+      put(128, "Q<3", 2048, $size, 8);                # data at, its size, this block at: in sectors
+      put(168, "a16", "first member 001"); put(192, "Q<3", 1, 1, ~0);
+      put(220, "V", 2); put(256, "v2", 0, 1);
+      my $sum = 0;
+      $sum += $_ for unpack "V*", $sb;
+      put(216, "V", ($sum & 0xffffffff) + ($sum >> 32));
+      open my $disk, "+<", $file or die "$!";
+      seek $disk, $at, 0; print $disk $sb or die "$!"; close $disk or die "$!"
+    ' "$part" $(((root_start - 1) * 1048576 + 4096)) $((root_size * 2048)) "$array_uuid"
+    ;;
+  *) echo "unknown on=${key[on]}" >&2; exit 2 ;;
+esac
+case ${key[fs]} in
+  ext4) make_ext4 $root_start $root_size "$root_uuid" root ;;
+  xfs | btrfs)
+    attach $root_start $root_size
+    if [ "${key[fs]}" = xfs ]; then mkfs.xfs -q -m "uuid=$root_uuid" -L root "$attached"; else
+      mkfs.btrfs -q -U "$root_uuid" -L root "$attached" >/dev/null
+    fi
+    detach
+    ;;
+  *) echo "unknown fs=${key[fs]}" >&2; exit 2 ;;
+esac
+subvolume=
+if [ "${key[fs]}" = btrfs ]; then
+  mount_at $root_start $root_size "$root" btrfs
+  subvolume=@rootfs
+  btrfs -q subvolume create "$root/$subvolume"
+  umount "$root"
+fi
 [ -z "$boot_number" ] || make_ext4 $boot_start $boot_size "$boot_uuid" boot
-mount_at $root_start $root_size "$root"
+mount_at $root_start $root_size "$root" "${key[fs]}" ${subvolume:+subvol=$subvolume}
 [ -z "$boot_number" ] || mount_at $boot_start $boot_size "$root/boot"
 if [ $swap_size != 0 ]; then
   truncate -s ${swap_size}M "$work/files/swap"
@@ -134,12 +209,16 @@ mkdir -p "$root/dev/shm" "$root/dev/pts" "$root/dev/disk/by-uuid"
 in_guest() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"; }
 
 # --- What the server calls its disks.
-device() { echo "/dev/sda$1"; }
+device() { [ "$1" = "$root_number" ] && echo "$root_device" || echo "/dev/sda$1"; }
 reference() { # NUMBER UUID LABEL
-  case ${key[rootref]} in dev) device "$1" ;; uuid) echo "UUID=$2" ;; label) echo "LABEL=$3" ;; esac
+  # A volume goes by its name, as installers have it.
+  case $([ "$1-${key[on]}" = "$root_number-lvm" ] && echo dev || echo "${key[rootref]}") in dev) device "$1" ;; uuid) echo "UUID=$2" ;; label) echo "LABEL=$3" ;; esac
 }
 {
-  echo "$(reference "$root_number" "$root_uuid" root) / ext4 errors=remount-ro 0 1"
+  case ${key[fs]} in
+    ext4) echo "$(reference "$root_number" "$root_uuid" root) / ext4 errors=remount-ro 0 1" ;;
+    *) echo "$(reference "$root_number" "$root_uuid" root) / ${key[fs]} defaults${subvolume:+,subvol=$subvolume} 0 0" ;;
+  esac
   [ -z "$boot_number" ] || echo "$(reference "$boot_number" "$boot_uuid" boot) /boot ext4 defaults 0 2"
   [ $swap_size = 0 ] || case ${key[rootref]} in
     dev) echo "$(device "$swap_number") none swap sw 0 0" ;;
@@ -147,6 +226,8 @@ reference() { # NUMBER UUID LABEL
   esac
   [ "${key[firmware]}" = bios ] || echo "$(reference "$esp_number" 6696-244F ESP) /boot/efi vfat umask=0077 0 1"
 } >"$root/etc/fstab"
+[ "${key[on]}" != raid ] || printf 'HOMEHOST <system>\nMAILADDR root\nARRAY /dev/md0 metadata=1.2 UUID=%s name=source-01:0\n' \
+  "$(sed 's/.\{8\}/&:/g; s/:$//' <<<"$array_uuid")" >"$root/etc/mdadm/mdadm.conf"
 
 # --- Who it is.
 echo source-01 >"$root/etc/hostname"
@@ -212,6 +293,7 @@ in_guest systemctl -q enable beacon
 
 # --- Its initramfs: what a SATA server needs, or whatever it can hold.
 conf=$root/etc/initramfs-tools
+[ "${key[compress]}" = default ] || sed -i "s/^COMPRESS=.*/COMPRESS=${key[compress]}/" "$conf/initramfs.conf"
 [ $swap_size = 0 ] || [ "${key[initramfs]}" = dracut ] || case ${key[rootref]} in
   dev) echo "RESUME=$(device "$swap_number")" ;;
   *) echo "RESUME=UUID=$swap_uuid" ;;
@@ -220,7 +302,7 @@ case ${key[initramfs]} in
   list | dep)
     # `dep` looks at the hardware it runs on, which is not the server's: the image is made by the list of what `dep` finds there.
     [ "${key[initramfs]}" = dep ] && list=$(cat "$conf/modules") || list=
-    printf 'ahci\nata_piix\nata_generic\nsd_mod\next4\ne1000\n' >>"$conf/modules"
+    printf '%s\n' ahci ata_piix ata_generic sd_mod ext4 "${key[fs]}" e1000 >>"$conf/modules"
     sed -i 's/^MODULES=.*/MODULES=list/' "$conf/initramfs.conf"
     ;;
   most) ;;
@@ -255,23 +337,27 @@ sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX_DEFAULT
     uuid) touch "$root/dev/disk/by-uuid/$root_uuid" ;;
   esac
 } >>"$root/etc/default/grub"
-boot_on=${boot_number:-$root_number}
+boot_on=${boot_number:-$root_number} boot_drive=
+[ -n "$boot_number" ] || boot_drive=$grub_root
+case ${key[on]} in lvm) abstraction=lvm ;; raid) abstraction='diskfilter mdraid1x' ;; *) abstraction= ;; esac
+[ "${key[fs]}" = ext4 ] && grub_fs=ext2 || grub_fs=${key[fs]}
 cat >"$work/files/grub-probe" <<P
 #!/bin/sh
 for word; do
   case \$word in --target=*) target=\${word#*=} ;; -*) ;; *) last=\$word ;; esac
 done
 [ "\$1" = -t ] && target=\$2
-n=$root_number uuid=$root_uuid
-case \$last in /boot* | $(device "$boot_on")) n=$boot_on uuid=$([ -n "$boot_number" ] && echo "$boot_uuid" || echo "$root_uuid") ;; esac
+n=$root_number uuid=$root_uuid fs=$grub_fs root='$grub_root' abstraction='$abstraction' device=$root_device
+case \$last in /boot* | $(device "$boot_on")) n=$boot_on uuid=$([ -n "$boot_number" ] && echo "$boot_uuid fs=ext2 root= abstraction= device=/dev/sda$boot_number" || echo "$root_uuid") ;; esac
 case \$target in
-  device) echo /dev/sda\$n ;;
+  device) echo \$device ;;
   fs_uuid) echo \$uuid ;;
-  fs) echo ext2 ;;
+  fs) echo \$fs ;;
+  abstraction) echo \$abstraction ;;
   partmap) echo $partmap ;;
-  drive) echo "(hd0,$partmap\$n)" ;;
-  compatibility_hint) echo "hd0,$partmap\$n" ;;
-  hints_string) echo "--hint-bios=hd0,$partmap\$n --hint-efi=hd0,$partmap\$n --hint-baremetal=ahci0,$partmap\$n" ;;
+  drive) echo "(\${root:-hd0,$partmap\$n})" ;;
+  compatibility_hint) echo "\${root:-hd0,$partmap\$n}" ;;
+  hints_string) [ -n "\$root" ] && echo "--hint='\$root'" || echo "--hint-bios=hd0,$partmap\$n --hint-efi=hd0,$partmap\$n --hint-baremetal=ahci0,$partmap\$n" ;;
 esac
 P
 chmod 755 "$work/files/grub-probe"
@@ -281,7 +367,7 @@ mkdir -p "$root/boot/grub/$platform"
 in_guest grub-mkconfig -o /boot/grub/grub.cfg 2>"$work/files/log" || { cat "$work/files/log" >&2; exit 1; }
 umount "$root/usr/sbin/grub-probe"
 cp "$root"/usr/lib/grub/$platform/*.{mod,lst} "$root/boot/grub/$platform/"
-[ -n "$boot_number" ] && grub_path=/grub || grub_path=/boot/grub
+[ -n "$boot_number" ] && grub_path=/grub || grub_path=${subvolume:+/$subvolume}/boot/grub
 if [ "${key[firmware]}" = uefi ]; then
   # As Debian's installer leaves it: named by a boot entry of the machine's own firmware, which is not on the disk.
   mkdir -p "$root/boot/efi"
@@ -300,8 +386,8 @@ G
   mcopy -i "$esp" "$work/files/grub.cfg" ::/EFI/debian/grub.cfg
 else
   cp "$root"/usr/lib/grub/i386-pc/*.img "$root/boot/grub/i386-pc/"
-  in_guest grub-mkimage -O i386-pc -p "(,$partmap$boot_on)$grub_path" -o /boot/grub/i386-pc/core.img \
-    biosdisk part_msdos part_gpt ext2
+  in_guest grub-mkimage -O i386-pc -p "(${boot_drive:=,$partmap$boot_on})$grub_path" -o /boot/grub/i386-pc/core.img \
+    biosdisk part_msdos part_gpt ext2 $grub_fs $abstraction
   little_endian() { # NUMBER: eight bytes
     local i
     for i in 0 8 16 24 32 40 48 56; do printf "\\x$(printf %02x $((($1 >> i) & 255)))"; done

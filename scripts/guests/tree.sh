@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # tree.sh SUITE OUT.tar.zst [kernels=1|2] [builder=initramfs-tools|dracut]
-# [firmware=bios|uefi]: a Debian server as a tree, for mkguest.sh to put on a disk. Needs root.
+# [firmware=bios|uefi] [packages=A,B]: a Debian server as a tree, for mkguest.sh to put on a disk. Needs root.
 # It is made once per recipe and kept in the cache (HAUL_CACHE, else XDG_CACHE_HOME/haul, else ~/.cache/haul); OUT becomes
 # a link to it. kernels=2 adds the suite's other kernel of the same flavour. HAUL_MIRROR names another package mirror.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/deps.sh"
-suite=$1 out=$2 kernels=1 builder=initramfs-tools loader=(grub-pc)
+suite=$1 out=$2 kernels=1 builder=initramfs-tools loader=(grub-pc) more=()
 for option in "${@:3}"; do
   case $option in
     kernels=1 | kernels=2) kernels=${option#*=} ;;
     builder=initramfs-tools | builder=dracut) builder=${option#*=} ;;
     firmware=bios) ;;
+    packages=*) IFS=, read -ra more <<<"${option#*=}" ;;
     firmware=uefi) loader=(grub-efi-amd64 grub-efi-amd64-signed shim-signed) ;;
     *) echo "unknown option $option" >&2; exit 2 ;;
   esac
@@ -19,7 +20,7 @@ done
 
 packages=(
   linux-image-amd64 systemd-sysv udev "$builder" "${loader[@]}" cloud-init ifupdown iproute2 openssh-server e2fsprogs
-  netbase isc-dhcp-client kmod procps dbus
+  netbase isc-dhcp-client kmod procps dbus "${more[@]}"
 )
 # What a server does not need to boot: its documents, and the drivers of what no server or virtual machine has.
 exclude=(

@@ -4,10 +4,10 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::input::Fixes;
 use super::output::Output;
 use crate::config::{Cloud, Location, location_parser};
 use crate::error::Result;
-use crate::guest;
 use crate::job::round::{self, Finished, Report};
 use crate::monitor::Monitor;
 use crate::unit::bytes::human;
@@ -25,12 +25,8 @@ pub struct Fix {
     /// The copy: an image file, or an object as cos://BUCKET/KEY
     #[arg(value_parser = location_parser())]
     copy: Location,
-    /// Leave addresses and names of network cards as they are, instead of DHCP on eth0
-    #[arg(long)]
-    keep_network: bool,
-    /// Keep cloud-init from configuring the network
-    #[arg(long)]
-    no_cloud_init_network: bool,
+    #[command(flatten)]
+    fixes: Fixes,
     /// Go on with an interrupted run
     #[arg(long)]
     resume: bool,
@@ -60,10 +56,7 @@ fn finished(copy: &Location, cloud: &Cloud, resume: bool) -> Finished {
 pub fn run(arguments: &Fix, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     let progress = Arc::new(output.progress());
     let monitor: Arc<dyn Monitor> = progress.clone();
-    let options = guest::Options {
-        keep_network: arguments.keep_network,
-        no_cloud_init_network: arguments.no_cloud_init_network,
-    };
+    let options = arguments.fixes.options();
     let job = finished(&arguments.copy, &arguments.cloud, arguments.resume);
     let fixed = round::fix(&job, &options, stop, &monitor);
     progress.finish();

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::config::{Cloud, Location};
 use crate::error::Result;
+use crate::guest;
 use crate::image::{Format, Gate, Image};
 use crate::job::open::{Opened, Opener};
 use crate::monitor::Monitor;
@@ -37,6 +38,30 @@ pub struct References {
     /// An extent file that a VMDK descriptor may name
     #[arg(long, value_name = "FILE")]
     extent: Vec<PathBuf>,
+}
+
+/// What to change in a guest, and how.
+#[derive(clap::Args)]
+pub struct Fixes {
+    /// Leave addresses and names of network cards as they are, instead of DHCP on eth0
+    #[arg(long)]
+    keep_network: bool,
+    /// Keep cloud-init from configuring the network
+    #[arg(long)]
+    no_cloud_init_network: bool,
+    /// Run no program of the guest: append drivers to its initramfs instead of building a new one
+    #[arg(long)]
+    no_guest_programs: bool,
+}
+
+impl Fixes {
+    pub fn options(&self) -> guest::Options {
+        guest::Options {
+            keep_network: self.keep_network,
+            no_cloud_init_network: self.no_cloud_init_network,
+            no_guest_programs: self.no_guest_programs,
+        }
+    }
 }
 
 impl References {

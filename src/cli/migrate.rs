@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
 
+use super::input::Fixes;
 use super::output::Output;
 use crate::config::{Cloud, Location, State, location_parser};
 use crate::error::{Error, Kind, Result};
@@ -61,12 +62,8 @@ pub struct Arguments {
     /// Leave the copy as the source is
     #[arg(long)]
     no_fix: bool,
-    /// Keep addresses and interface names instead of DHCP on eth0
-    #[arg(long)]
-    keep_network: bool,
-    /// Keep cloud-init from configuring the network
-    #[arg(long)]
-    no_cloud_init_network: bool,
+    #[command(flatten)]
+    fixes: Fixes,
     /// Import although the guest has no cloud-init
     #[arg(long)]
     force_import: bool,
@@ -154,7 +151,7 @@ impl Arguments {
                 all_blocks: self.all_blocks,
                 on_read_error: OnReadError::Fail,
             },
-            fix: (!self.no_fix).then_some(self.fixes()),
+            fix: (!self.no_fix).then_some(self.fixes.options()),
             os: self.os_type.clone().zip(self.os_version.clone()),
             force_import: self.force_import,
             keep_object: self.keep_object,
@@ -166,10 +163,6 @@ impl Arguments {
             ignore_checks: self.ignore_check,
             run_in_zone: self.run_in_zone.clone(),
         })
-    }
-
-    fn fixes(&self) -> guest::Options {
-        guest::Options { keep_network: self.keep_network, no_cloud_init_network: self.no_cloud_init_network }
     }
 }
 
@@ -217,7 +210,7 @@ fn dry_run(
     let opener = Opener::new(&options.cloud, stop, monitor);
     let image = opener.image(&options.source, options.source_format, &Gate::closed())?;
     let guest = guest::inspect(image.disk)?;
-    let plan = fix::plan(&guest, &arguments.fixes(), &**monitor)?;
+    let plan = fix::plan(&guest, &arguments.fixes.options(), &**monitor)?;
     let text = format!("{} on {} would be migrated; changes to the copy:\n{plan}", guest.os.name, guest.arch);
     output.result(&plan, &text);
     Ok(())

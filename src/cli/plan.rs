@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
-use super::input::Input;
+use super::input::{Fixes, Input};
 use super::output::Output;
 use crate::config::{Location, location_parser};
 use crate::error::{Kind, Result};
-use crate::guest::{self, Options, Plan, Severity};
+use crate::guest::{self, Plan, Severity};
 
 /// Show what haul would change in the copy of a disk, as a unified diff with the reasons
 #[derive(clap::Args)]
@@ -24,12 +24,8 @@ pub struct Arguments {
     disk: Location,
     #[command(flatten)]
     input: Input,
-    /// Leave addresses and names of network cards as they are, instead of DHCP on eth0
-    #[arg(long)]
-    keep_network: bool,
-    /// Keep cloud-init from configuring the network
-    #[arg(long)]
-    no_cloud_init_network: bool,
+    #[command(flatten)]
+    fixes: Fixes,
 }
 
 #[derive(Serialize)]
@@ -45,11 +41,7 @@ struct Document<'a> {
 pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     let image = arguments.input.image(&arguments.disk, stop, &output.notes())?;
     let guest = guest::inspect(image.disk)?;
-    let options = Options {
-        keep_network: arguments.keep_network,
-        no_cloud_init_network: arguments.no_cloud_init_network,
-    };
-    let plan = guest::plan(&guest, &options)?;
+    let plan = guest::plan(&guest, &arguments.fixes.options())?;
     let diff: String = plan.fixes.iter().map(|fix| format!("{fix}\n")).collect();
     let text = match plan.fixes.is_empty() && plan.findings.is_empty() {
         true => "nothing needs to be changed".to_owned(),

@@ -18,12 +18,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha1::{Digest as _, Sha1};
 
 use super::builder::Builder;
 use super::extended::Extended;
 use super::fat;
+use super::hook;
 use super::initramfs;
+use super::inspect::inspect;
 use super::plan::{Fix, Plan, PlannedMount, changed};
+use super::tree::Node;
 use crate::error::{Error, Kind, Result};
 use crate::host::child::{self, Guarded};
 use crate::host::export::{self, FuseDevice, MemoryLock};
@@ -126,7 +130,18 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     }
     for (number, fix) in (fixes.len() as u64 + 1..).zip(on_fat) {
         if let Some(mount) = plan.fat_of(fix) {
-            let text = fat::step(&shown, mount, fix)?;
+            let text = match fix {
+                Fix::Append { kernel, image, modules, .. } => {
+                    // The modules are in another file system.
+                    let guest = inspect(Arc::clone(overlay) as Arc<dyn ReadAt>)?;
+                    let Some(Node::File(len)) = guest.tree.node(image)? else { return Err(changed(image)) };
+                    let open = |path: &str| guest.tree.open(path);
+                    let bytes = hook::appendix(kernel, image, len, modules, guest.arch, &open)?;
+                    fat::append(&shown, mount, image, len, &bytes)?;
+                    appended(image)
+                }
+                _ => fat::step(&shown, mount, fix)?,
+            };
             monitor.advance(number);
             monitor.note(Level::Info, &text);
         }
@@ -411,10 +426,69 @@ fn step(fix: &Fix) -> Result<String> {
         }
         Fix::Copy { path, .. } => Err(changed(path)),
         Fix::Initramfs { kernel, image, builder, modules, .. } => {
-            rebuild(*builder, kernel, image, modules)?;
-            Ok(format!("built {image}"))
+            let Err(error) = rebuild(*builder, kernel, image, modules) else {
+                return Ok(format!("built {image}"));
+            };
+            match append(kernel, image, modules) {
+                Ok(()) => Ok(format!("{}, since {}: {}", appended(image), error.what(), error.why())),
+                // Why the better way failed is what to mend.
+                Err(_) => Err(error),
+            }
+        }
+        Fix::Append { kernel, image, modules, .. } => {
+            append(kernel, image, modules)?;
+            Ok(appended(image))
         }
     }
+}
+
+fn appended(image: &str) -> String {
+    format!("added the drivers to {image}")
+}
+
+/// Appends modules to the initramfs; it stays as it was where that fails.
+fn append(kernel: &str, image: &str, modules: &[String]) -> Result<()> {
+    let old = fs::symlink_metadata(image).map_err(|error| step_error("find", image, error))?;
+    if !old.file_type().is_file() {
+        return Err(changed(image));
+    }
+    let bytes = hook::appendix(kernel, image, old.len(), modules, std::env::consts::ARCH, &open)?;
+    has_room(image, bytes.len() as u64, 0)?;
+    let mut file = OpenOptions::new()
+        .append(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(image)
+        .map_err(|error| step_error("open", image, error))?;
+    if let Err(error) = file.write_all(&bytes) {
+        file.set_len(old.len()).map_err(|error| step_error("cut", image, error))?;
+        return Err(step_error("write", image, error));
+    }
+    note_checksum(kernel, image)
+}
+
+/// A regular file of the guest's.
+fn open(path: &str) -> Result<Option<Box<dyn Read + 'static>>> {
+    if !fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
+        return Ok(None);
+    }
+    let file = File::open(path).map_err(|error| step_error("read", path, error))?;
+    Ok(Some(Box::new(file)))
+}
+
+/// Fails unless the file system of `image` has room for `size` bytes in the place of `freed`.
+fn has_room(image: &str, size: u64, freed: u64) -> Result<()> {
+    let folder = Path::new(image).parent().unwrap_or(Path::new("/"));
+    let free = room(folder).map_err(|error| step_error("measure", image, error))?;
+    if size + MARGIN <= free.saturating_add(freed) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Image, NO_ROOM, format!("no room for the new {image}"))
+        .because(format!(
+            "it needs {size} bytes; its file system has {free} free, and the old one frees {freed}"
+        ))
+        .remedy("remove an old kernel from the source's /boot, then try again")
+        .fact("needed", size)
+        .fact("free", free))
 }
 
 fn step_error(verb: &str, path: &str, error: std::io::Error) -> Error {
@@ -533,18 +607,7 @@ fn replace(builder: Builder, aside: &str, image: &str, kernel: &str, modules: &[
     if !old.file_type().is_file() {
         return Err(changed(image));
     }
-    let folder = Path::new(image).parent().unwrap_or(Path::new("/"));
-    let free = room(folder).map_err(|error| step_error("measure", image, error))?;
-    if size + MARGIN > free.saturating_add(old.len()) {
-        return Err(Error::new(Kind::Image, NO_ROOM, format!("no room for the new {image}"))
-            .because(format!(
-                "it has {size} bytes; its file system has {free} free, and the old one frees {}",
-                old.len()
-            ))
-            .remedy("remove an old kernel from the source's /boot, then try again")
-            .fact("needed", size)
-            .fact("free", free));
-    }
+    has_room(image, size, old.len())?;
     let mut from = File::open(aside).map_err(|error| step_error("read", aside, error))?;
     OpenOptions::new()
         .write(true)
@@ -562,8 +625,10 @@ fn note_checksum(kernel: &str, image: &str) -> Result<()> {
     if !fs::symlink_metadata(&record).is_ok_and(|meta| meta.is_file()) {
         return Ok(());
     }
-    let mut command = guest_program(&["/usr/bin/sha1sum"], "coreutils")?;
-    command.arg(image);
-    let output = child::run(&mut command, TOOL_TIME)?.success()?;
-    write_in_place(&record, &output.stdout)
+    let mut sum = Sha1::new();
+    File::open(image)
+        .and_then(|mut file| std::io::copy(&mut file, &mut sum))
+        .map_err(|error| step_error("read", image, error))?;
+    let digits: String = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    write_in_place(&record, format!("{digits}  {image}\n").as_bytes())
 }

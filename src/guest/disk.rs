@@ -189,7 +189,13 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
             _ => Vec::new(),
         };
         for options in std::iter::once(String::new()).chain(candidates) {
-            let Some(volume) = volume(&disk, fs, &options, &mut notes)? else { break };
+            let Some(volume) = volume(&disk, fs, &options, &mut notes)? else {
+                // What cannot be read as a whole has no subvolumes either.
+                if options.is_empty() {
+                    break;
+                }
+                continue;
+            };
             if volume.node("/etc/os-release")?.or(volume.node("/etc/fstab")?).is_some() {
                 roots.push((i, options, volume));
                 break;

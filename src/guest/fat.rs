@@ -45,8 +45,25 @@ pub fn step(disk: &Arc<dyn Disk>, mount: &PlannedMount, fix: &Fix) -> Result<Str
             fat.write(path, Some(&fat.read(from)?))?;
             Ok(format!("copied {from} to {path}"))
         }
-        Fix::Initramfs { image, .. } => Err(failed("build", image).because("it lies in a FAT file system")),
+        Fix::Initramfs { image, .. } | Fix::Append { image, .. } => {
+            Err(failed("build", image).because("it lies in a FAT file system"))
+        }
     }
+}
+
+/// Appends `bytes` to the file at `path`, which lies in `mount` of `disk` and has `len` bytes.
+pub fn append(disk: &Arc<dyn Disk>, mount: &PlannedMount, path: &str, len: u64, bytes: &[u8]) -> Result<()> {
+    let fat = Fat { disk, mount };
+    if fat.volume()?.node(fat.inside(path))? != Some(Node::File(len)) {
+        return Err(changed(path));
+    }
+    let inside = fat.inside(path).trim_matches('/');
+    fat.by_library(path, |root| {
+        let mut file = root.open_file(inside)?;
+        file.seek(SeekFrom::End(0))?;
+        file.write_all(bytes)?;
+        file.flush()
+    })
 }
 
 fn failed(verb: &str, path: &str) -> Error {

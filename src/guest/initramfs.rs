@@ -1,12 +1,14 @@
-//! What is really inside an initramfs: the kernel modules, through every segment and compression.
+//! What is really inside an initramfs: the kernel modules and its init, through every segment and compression.
 //!
 //! The format is that of Linux' Documentation/driver-api/early-userspace/buffer-format.rst: any number of cpio
 //! archives ("newc"), each plain or compressed, with zero bytes between them.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read};
 
 use crate::error::{Error, Kind, Result};
+use crate::unit::to_usize;
 
 /// Most entries in all archives together; a large real one has 20,000.
 const MAX_ENTRIES: u64 = 1 << 20;
@@ -15,11 +17,18 @@ const MAX_BYTES: u64 = 8 << 30;
 /// Longest name, its terminating zero included.
 const MAX_NAME: u64 = 4097;
 /// Memory an xz stream may ask for, in KiB.
-const XZ_MEMORY: u32 = 131_072;
+pub(super) const XZ_MEMORY: u32 = 131_072;
 /// The uncompressed size of a block of the old lz4 format, which the kernel reads.
-const LZ4_BLOCK: usize = 8 << 20;
-const LZ4_MAGIC: u32 = 0x184c_2102;
+pub(super) const LZ4_BLOCK: usize = 8 << 20;
+pub(super) const LZ4_MAGIC: u32 = 0x184c_2102;
 const CPIO_HEADER: usize = 110;
+/// Largest `/init` that is kept, in bytes: a script has 20 KiB, systemd 2 MiB.
+const MAX_INIT: u64 = 32 << 20;
+/// What `/init` is called after a program of ours has taken its place.
+pub const REPLACED_INIT: &str = "init.haul";
+/// The file type in a mode, and that of a link (stat(2)).
+const TYPE: u64 = 0o170_000;
+const LINK: u64 = 0o120_000;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +37,22 @@ pub struct Contents {
     pub modules: BTreeSet<String>,
     /// How the parts are compressed, in order: `none`, `gzip`, `zstd`, `xz`, `lz4`.
     pub parts: Vec<&'static str>,
+    /// What the kernel starts.
+    pub init: Option<Init>,
+    /// What was `init` before a program of ours.
+    pub replaced_init: Option<Init>,
+    /// Whether zero bytes follow a stream of lz4, whose end nothing else marks.
+    pub lz4_padded: bool,
     entries: u64,
+}
+
+/// The file `/init`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// A regular file with this content.
+    File(Vec<u8>),
+    /// A link to this.
+    Link(Vec<u8>),
 }
 
 /// The name of the kernel module in a file of this path: `virtio_blk` for `…/virtio-blk.ko.xz`.
@@ -82,13 +106,14 @@ fn segments(stream: &mut dyn BufRead, found: &mut Contents, outer: bool) -> io::
         if !outer {
             return Err(bad("what follows an archive inside a compressed part is no archive"));
         }
+        let padded = Cell::new(false);
         let (method, mut plain): (_, Box<dyn Read + '_>) = match head {
             [0x1f, 0x8b, ..] => ("gzip", Box::new(flate2::bufread::GzDecoder::new(&mut whole))),
             [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", Box::new(Zstd::new(&mut whole))),
             [0xfd, b'7', b'z', b'X', b'Z', 0] => {
-                ("xz", Box::new(lzma_rust2::XzReader::new_mem_limit(&mut whole, true, XZ_MEMORY)))
+                ("xz", Box::new(lzma_rust2::XzReader::new_mem_limit(&mut whole, false, XZ_MEMORY)))
             }
-            [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", Box::new(Lz4::new(&mut whole))),
+            [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", Box::new(Lz4::new(&mut whole, &padded))),
             _ => {
                 return Err(bad(format!(
                     "it is compressed in a way haul does not know (it begins {head:02x?})"
@@ -101,6 +126,8 @@ fn segments(stream: &mut dyn BufRead, found: &mut Contents, outer: bool) -> io::
         if bounded.get_ref().limit() == 0 {
             return Err(bad(format!("it holds more than {MAX_BYTES} bytes")));
         }
+        drop(plain);
+        found.lz4_padded |= padded.get();
     }
 }
 
@@ -140,7 +167,7 @@ fn archive(stream: &mut impl Read, found: &mut Contents) -> io::Result<()> {
                 header.get(6 + 8 * i..14 + 8 * i).and_then(|digits| std::str::from_utf8(digits).ok());
             digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).map(u64::from)
         };
-        let (Some(size), Some(name_len)) = (field(6), field(11)) else {
+        let (Some(mode), Some(size), Some(name_len)) = (field(1), field(6), field(11)) else {
             return Err(bad("an archive entry's header is not hexadecimal"));
         };
         if name_len == 0 || name_len > MAX_NAME {
@@ -157,10 +184,22 @@ fn archive(stream: &mut impl Read, found: &mut Contents) -> io::Result<()> {
         if name == b"TRAILER!!!" {
             return Ok(());
         }
-        if let Some(module) = std::str::from_utf8(&name).ok().and_then(module_name) {
+        let name =
+            std::str::from_utf8(&name).unwrap_or_default().trim_start_matches("./").trim_start_matches('/');
+        if let Some(module) = module_name(name) {
             found.modules.insert(module);
         }
         let padded = size.next_multiple_of(4);
+        if matches!(name, "init" | REPLACED_INIT) && size <= MAX_INIT {
+            let mut bytes = vec![0; to_usize(padded)];
+            stream.read_exact(&mut bytes)?;
+            bytes.truncate(to_usize(size));
+            let init = if mode & TYPE == LINK { Init::Link(bytes) } else { Init::File(bytes) };
+            // Without content it has another name, too, under which that is.
+            let init = (size > 0).then_some(init);
+            *(if name == "init" { &mut found.init } else { &mut found.replaced_init }) = init;
+            continue;
+        }
         if io::copy(&mut stream.take(padded), &mut io::sink())? != padded {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -168,14 +207,14 @@ fn archive(stream: &mut impl Read, found: &mut Contents) -> io::Result<()> {
 }
 
 /// One zstd frame; reads nothing beyond it.
-struct Zstd<R> {
+pub(super) struct Zstd<R> {
     source: R,
     context: zstd_safe::DCtx<'static>,
     done: bool,
 }
 
 impl<R: BufRead> Zstd<R> {
-    fn new(source: R) -> Self {
+    pub(super) fn new(source: R) -> Self {
         Zstd { source, context: zstd_safe::DCtx::create(), done: false }
     }
 }
@@ -209,16 +248,18 @@ impl<R: BufRead> Read for Zstd<R> {
 }
 
 /// The old ("legacy") lz4 format: blocks of 8 MiB, each after its compressed size.
-struct Lz4<R> {
+struct Lz4<'a, R> {
     source: R,
+    /// Set when zero bytes end it.
+    padded: &'a Cell<bool>,
     block: Vec<u8>,
     at: usize,
     begun: bool,
 }
 
-impl<R: Read> Lz4<R> {
-    fn new(source: R) -> Self {
-        Lz4 { source, block: Vec::new(), at: 0, begun: false }
+impl<'a, R: Read> Lz4<'a, R> {
+    fn new(source: R, padded: &'a Cell<bool>) -> Self {
+        Lz4 { source, padded, block: Vec::new(), at: 0, begun: false }
     }
 
     /// The next block's compressed size; `None` at the end.
@@ -234,7 +275,10 @@ impl<R: Read> Lz4<R> {
             }
             match u32::from_le_bytes(word) {
                 LZ4_MAGIC => self.begun = true,
-                0 => return Ok(None),
+                0 => {
+                    self.padded.set(true);
+                    return Ok(None);
+                }
                 size if self.begun => return Ok(Some(u64::from(size))),
                 _ => return Err(bad("lz4: no magic number")),
             }
@@ -242,7 +286,7 @@ impl<R: Read> Lz4<R> {
     }
 }
 
-impl<R: Read> Read for Lz4<R> {
+impl<R: Read> Read for Lz4<'_, R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         if self.at == self.block.len() {
             let Some(size) = self.next_size()? else { return Ok(0) };

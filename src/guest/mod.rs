@@ -9,6 +9,7 @@ pub mod disk;
 pub mod ext;
 pub mod extended;
 pub mod fat;
+pub mod hook;
 pub mod initramfs;
 pub mod inspect;
 pub mod kernels;

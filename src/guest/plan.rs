@@ -23,12 +23,15 @@ pub struct Options {
     pub keep_network: bool,
     /// Keep cloud-init from configuring the network; what haul writes (DHCP on eth0) then stays.
     pub no_cloud_init_network: bool,
+    /// Run none of the guest's programs: drivers are appended to an initramfs instead of building a new one.
+    #[serde(default)]
+    pub no_guest_programs: bool,
 }
 
 #[expect(clippy::derivable_impls, reason = "the defaults are a promise to the user: they are spelled out")]
 impl Default for Options {
     fn default() -> Self {
-        Options { keep_network: false, no_cloud_init_network: false }
+        Options { keep_network: false, no_cloud_init_network: false, no_guest_programs: false }
     }
 }
 
@@ -89,6 +92,17 @@ pub enum Fix {
         /// Why.
         reason: String,
     },
+    /// Appends modules to the initramfs of one kernel, and a program that loads them before its own init.
+    Append {
+        /// The kernel's release.
+        kernel: String,
+        /// The initramfs.
+        image: String,
+        /// The modules; what they depend on goes with them.
+        modules: Vec<String>,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl Fix {
@@ -99,7 +113,8 @@ impl Fix {
             | Fix::Create { path, .. }
             | Fix::Remove { path, .. }
             | Fix::Copy { path, .. }
-            | Fix::Initramfs { image: path, .. } => path,
+            | Fix::Initramfs { image: path, .. }
+            | Fix::Append { image: path, .. } => path,
         }
     }
 }
@@ -332,21 +347,19 @@ impl<'a> Draft<'a> {
         self.fixes.push(Fix::Copy { from, path, reason });
     }
 
-    /// Plans a new initramfs.
+    /// Plans a new initramfs by `builder`, or without one an addition to that which is there.
     pub fn initramfs(
         &mut self,
         kernel: &str,
         image: &str,
-        builder: Builder,
+        builder: Option<Builder>,
         modules: Vec<String>,
         reason: &str,
     ) {
-        self.fixes.push(Fix::Initramfs {
-            kernel: kernel.to_owned(),
-            image: image.to_owned(),
-            builder,
-            modules,
-            reason: reason.to_owned(),
+        let (kernel, image, reason) = (kernel.to_owned(), image.to_owned(), reason.to_owned());
+        self.fixes.push(match builder {
+            Some(builder) => Fix::Initramfs { kernel, image, builder, modules, reason },
+            None => Fix::Append { kernel, image, modules, reason },
         });
     }
 
@@ -403,6 +416,16 @@ impl fmt::Display for Fix {
                     printable(image),
                     printable(kernel),
                     builder.package(),
+                    modules.join(" ")
+                );
+            }
+            Fix::Append { kernel, image, modules, reason } => {
+                writeln!(f, "# {}", printable(reason))?;
+                return writeln!(
+                    f,
+                    "! append to {} what loads, for kernel {}: {}",
+                    printable(image),
+                    printable(kernel),
                     modules.join(" ")
                 );
             }

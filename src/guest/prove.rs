@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use super::disk::BootMode;
 use super::fat::MAX_FILE;
+use super::hook;
+use super::initramfs;
 use super::inspect::{Guest, inspect};
 use super::linux::efi::removable_loader;
 use super::linux::fstab::{self, Names};
@@ -50,6 +52,14 @@ fn planned_texts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<
                 let copy = content(guest, path)?;
                 let same = copy.is_some() && copy == content(guest, from)?;
                 claim(proofs, same, format!("{path} is a copy of {from}"));
+                continue;
+            }
+            Fix::Append { image, .. } => {
+                let loads = match guest.tree.open(image)? {
+                    Some(stream) => hook::is_in(&initramfs::read(stream, image)?),
+                    None => false,
+                };
+                claim(proofs, loads, format!("{image} loads the drivers added to it"));
                 continue;
             }
             Fix::Initramfs { .. } => continue,

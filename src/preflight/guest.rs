@@ -72,9 +72,11 @@ fn lack(kernel: &Kernel) -> Option<String> {
 
 fn virtio(subject: &Subject<'_>) -> Option<Verdict> {
     let guest = subject.guest.as_ref().ok()?;
-    let rebuilt = |version: &str| {
+    let mended = |version: &str| {
         let mut fixes = subject.plan().into_iter().flat_map(|plan| &plan.fixes);
-        fixes.any(|fix| matches!(fix, Fix::Initramfs { kernel, .. } if kernel == version))
+        fixes.any(|fix| {
+            matches!(fix, Fix::Initramfs { kernel, .. } | Fix::Append { kernel, .. } if kernel == version)
+        })
     };
     if guest.kernels.is_empty() {
         return Some(Verdict::fail(
@@ -86,12 +88,12 @@ fn virtio(subject: &Subject<'_>) -> Option<Verdict> {
         guest.kernels.iter().filter_map(|kernel| Some((kernel, lack(kernel)?))).collect();
     let evidence: Vec<&str> = lacks.iter().map(|(_, lack)| lack.as_str()).collect();
     let evidence = evidence.join("; ");
-    let hopeless = lacks.iter().filter(|(kernel, _)| !rebuilt(&kernel.version)).count();
+    let hopeless = lacks.iter().filter(|(kernel, _)| !mended(&kernel.version)).count();
     Some(if lacks.is_empty() {
         let versions: Vec<&str> = guest.kernels.iter().map(|kernel| kernel.version.as_str()).collect();
         Verdict::pass(format!("virtio is built in or in the initramfs of {}", versions.join(", ")))
     } else if hopeless == 0 {
-        Verdict::new(Severity::Fixable, evidence, "haul rebuilds the initramfs in the copy")
+        Verdict::new(Severity::Fixable, evidence, "haul puts them into the initramfs of the copy")
     } else if hopeless < guest.kernels.len() {
         Verdict::warn(evidence, "see that the cloud boots one of the other kernels")
     } else {
@@ -187,5 +189,6 @@ pub fn summary(fix: &Fix) -> String {
         Fix::Remove { path, reason, .. } => format!("remove {path}: {reason}"),
         Fix::Copy { from, path, reason } => format!("copy {from} to {path}: {reason}"),
         Fix::Initramfs { image, reason, .. } => format!("rebuild {image}: {reason}"),
+        Fix::Append { image, reason, .. } => format!("append drivers to {image}: {reason}"),
     }
 }

@@ -26,7 +26,10 @@ fn look(guest: &Guest) -> Outcome {
     let mut seen =
         vec![guest.arch.to_owned(), guest.network.join(","), guest.kernels.len().min(3).to_string()];
     for keep_network in [false, true] {
-        match plan(guest, &Options { keep_network, no_cloud_init_network: keep_network }) {
+        match plan(
+            guest,
+            &Options { keep_network, no_cloud_init_network: keep_network, no_guest_programs: keep_network },
+        ) {
             Ok(plan) => {
                 seen.push(plan.fixes.len().min(6).to_string());
                 seen.extend(plan.findings.iter().map(|finding| finding.id.clone()).take(6));

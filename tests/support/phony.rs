@@ -31,3 +31,18 @@ pub fn cpio(names: &[String]) -> Vec<u8> {
 pub fn initramfs(modules: &[&str]) -> Vec<u8> {
     cpio(&modules.iter().map(|name| format!("usr/lib/modules/x/kernel/{name}.ko")).collect::<Vec<_>>())
 }
+
+/// The same, with this text as `/init`.
+pub fn with_init(modules: &[&str], init: &str) -> Vec<u8> {
+    let mut out = initramfs(modules);
+    let mode = 0o100_755;
+    out.extend(
+        format!("07070100000000{mode:08x}{}{:08x}{}", "0".repeat(32), init.len(), "0".repeat(32)).bytes(),
+    );
+    out.extend(b"0000000500000000init\0");
+    out.resize(out.len().next_multiple_of(4), 0);
+    out.extend(init.bytes());
+    out.resize(out.len().next_multiple_of(4), 0);
+    out.extend(cpio(&[]));
+    out
+}

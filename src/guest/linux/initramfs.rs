@@ -8,9 +8,11 @@ use crate::guest::builder::Builder;
 use crate::guest::inspect::Guest;
 use crate::guest::kernels::{Kernel, Place, VIRTIO_BOOT, module_list};
 use crate::guest::plan::{Draft, Severity};
+use crate::guest::{hook, initramfs};
 
-/// Plans a new initramfs for each kernel that lacks virtio in the one it has.
-pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
+/// Plans a new initramfs for each kernel that lacks virtio in the one it has; or an addition to the one it has, where no
+/// program of the guest can build one, or `append` says that none may.
+pub fn fix(guest: &Guest, append: bool, draft: &mut Draft<'_>) -> Result<()> {
     if guest.kernels.is_empty() {
         let what = "no kernel was found in /boot or in the boot loader's menu";
         draft.find(
@@ -20,7 +22,8 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             "install a kernel of the distribution in the source",
         );
     }
-    let mut rebuild: Vec<(&Kernel, &str, Builder)> = Vec::new();
+    let mut rebuild: Vec<(&Kernel, &str, Option<Builder>)> = Vec::new();
+    let mut builders = BTreeSet::new();
     for kernel in &guest.kernels {
         let lacking = kernel.lacking();
         let version = &kernel.version;
@@ -40,21 +43,33 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             continue;
         }
         match &kernel.initrd {
-            Some(image) if guest.is_on_fat(image) => draft.find(
-                "initramfs.on-fat",
-                Severity::Fatal,
-                &format!("{image} lies in a FAT file system, where haul cannot replace it yet"),
-                "put virtio into it in the source, by a setting of what builds it",
-            ),
-            Some(image) => match Builder::find(draft.tree(), image)? {
-                Some(builder) => rebuild.push((kernel, image, builder)),
-                None => draft.find(
-                    "initramfs.no-tool",
-                    Severity::Fatal,
-                    "nothing that builds an initramfs is installed: haul cannot put virtio into it",
-                    "install initramfs-tools or dracut in the source",
-                ),
-            },
+            Some(image) => {
+                let builder = Builder::find(draft.tree(), image)?;
+                builders.extend(builder);
+                // A program of the guest's writes to file systems that are mounted; FAT is written by haul.
+                let used = builder.filter(|_| !append && !guest.is_on_fat(image));
+                if used.is_some() {
+                    rebuild.push((kernel, image, used));
+                } else if let Some(why) = hindrance(guest, image)? {
+                    draft.find(
+                        "initramfs.no-tool",
+                        Severity::Fatal,
+                        &format!("nothing can put virtio into {image}: {why}"),
+                        "put virtio into it in the source, by what builds it",
+                    );
+                } else {
+                    rebuild.push((kernel, image, None));
+                    if builder.is_none() {
+                        draft.warn(
+                            "initramfs.appended",
+                            &format!(
+                                "nothing that builds an initramfs is installed: haul appends to {image}"
+                            ),
+                            "give an initramfs that is made later the same modules",
+                        );
+                    }
+                }
+            }
             None => draft.warn(
                 "kernel.no-initramfs",
                 &format!("kernel {version} has no initramfs, and {} only as modules", lacking.join(", ")),
@@ -62,9 +77,8 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             ),
         }
     }
-    for builder in rebuild.iter().map(|(_, _, builder)| *builder).collect::<BTreeSet<_>>() {
-        let kernels = rebuild.iter().filter(|(_, _, used)| *used == builder).map(|(kernel, _, _)| *kernel);
-        builder::configure(builder, &union(kernels), draft)?;
+    for builder in builders {
+        builder::configure(builder, &union(rebuild.iter().map(|(kernel, _, _)| *kernel)), draft)?;
     }
     for (kernel, image, builder) in rebuild {
         let modules: Vec<String> = wanted(kernel).map(str::to_owned).collect();
@@ -73,6 +87,15 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
         draft.initramfs(&kernel.version, image, builder, modules, &reason);
     }
     Ok(())
+}
+
+/// Why nothing can be appended to the initramfs `image`.
+fn hindrance(guest: &Guest, image: &str) -> Result<Option<&'static str>> {
+    let found = match guest.tree.open(image)? {
+        Some(stream) => initramfs::read(stream, image)?,
+        None => initramfs::Contents::default(),
+    };
+    Ok(hook::hindrance(&found, guest.arch))
 }
 
 /// The modules a kernel's initramfs should hold: all it has that are not built in.

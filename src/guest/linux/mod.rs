@@ -28,7 +28,7 @@ pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<
     cloud_init::fix(guest, options, draft)?;
     agents::fix(draft)?;
     // Last: it takes in what the fixes above changed.
-    initramfs::fix(guest, draft)
+    initramfs::fix(guest, options.no_guest_programs, draft)
 }
 
 /// Tells of mirrors of which this disk has but one member.

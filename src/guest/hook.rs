@@ -1,0 +1,351 @@
+//! What haul appends to an initramfs where nothing can build a new one: a segment with kernel modules, and a program in the
+//! place of `/init` that loads them before it becomes the `/init` that was there.
+//!
+//! The kernel unpacks all segments over each other, later files in the place of earlier ones (init/initramfs.c), from 2.6
+//! on. Modules go in as they are, only unpacked, so that their signatures hold.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+
+use super::initramfs::{self, Contents, Init};
+use crate::error::{Error, Kind, Result};
+use crate::unit::{MIB, to_usize};
+
+/// The machine code of `drivers/linux/init-x86_64.S`.
+const INIT_X86_64: &[u8] = include_bytes!("../../drivers/linux/init-x86_64.bin");
+/// Where the modules are in the initramfs.
+const FOLDER: &str = "haul";
+/// Most bytes of all modules, unpacked, and of modules.dep; a kernel's virtio has half a MiB.
+const MAX_BYTES: u64 = 64 * MIB;
+/// Where the program is loaded, as the linker does without options.
+const ADDRESS: u64 = 0x40_0000;
+/// Lengths of an ELF file's headers, in bytes.
+const ELF_HEADERS: usize = 64 + 56;
+
+/// Opens a guest's file by its path; `None` when there is none.
+pub type Open<'a> = &'a dyn Fn(&str) -> Result<Option<Box<dyn Read + 'a>>>;
+
+/// Why nothing can be appended to an initramfs with these contents, for a system of this architecture.
+pub fn hindrance(contents: &Contents, arch: &str) -> Option<&'static str> {
+    match () {
+        () if arch != "x86_64" => Some("haul has no program for this architecture"),
+        () if contents.init.is_none() => Some("it has no /init"),
+        () if contents.lz4_padded => Some("its lz4 stream is followed by zero bytes"),
+        () => None,
+    }
+}
+
+/// Whether an initramfs with these contents loads modules by a program of ours.
+pub fn is_in(contents: &Contents) -> bool {
+    let ours = |init: &Init| matches!(init, Init::File(bytes) if is_program(bytes));
+    contents.replaced_init.is_some() && contents.init.as_ref().is_some_and(ours)
+}
+
+fn is_program(bytes: &[u8]) -> bool {
+    bytes.get(ELF_HEADERS..).is_some_and(|code| code.starts_with(INIT_X86_64))
+}
+
+/// What to append to the initramfs `image`, which has `len` bytes, so that kernel `kernel` loads the modules of these names
+/// and what they depend on.
+pub fn appendix(
+    kernel: &str,
+    image: &str,
+    len: u64,
+    names: &[String],
+    arch: &str,
+    open: Open<'_>,
+) -> Result<Vec<u8>> {
+    let failed =
+        || Error::new(Kind::Image, "initramfs.append", format!("cannot add drivers to the guest's {image}"));
+    let absent = |path: &str| failed().because(format!("there is no {path}"));
+    let found = initramfs::read(open(image)?.ok_or_else(|| absent(image))?, image)?;
+    if let Some(why) = hindrance(&found, arch) {
+        return Err(failed().because(why));
+    }
+    let root = format!("/lib/modules/{kernel}");
+    let dep = format!("{root}/modules.dep");
+    let mut text = String::new();
+    open(&dep)?
+        .ok_or_else(|| absent(&dep))?
+        .take(MAX_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| failed().caused_by(error))?;
+
+    let mut archive = Archive::default();
+    archive.entry(FOLDER, 0o040_755, &[]);
+    let mut loaded = Vec::new();
+    for file in in_order(&text, names) {
+        let path = if file.starts_with('/') { file.to_owned() } else { format!("{root}/{file}") };
+        let stream = open(&path)?.ok_or_else(|| absent(&path))?;
+        let room = MAX_BYTES.saturating_sub(archive.bytes.len() as u64);
+        let bytes =
+            unpacked(&path, stream, room).map_err(|error| failed().because(path.clone()).caused_by(error))?;
+        let name = format!("{FOLDER}/{}.ko", initramfs::module_name(&path).unwrap_or_default());
+        archive.entry(&name, 0o100_644, &bytes);
+        loaded.push((format!("/{name}"), bytes.len() as u64));
+    }
+    // An appendix to an appendix: the init that was there first.
+    match found.replaced_init.as_ref().filter(|_| is_in(&found)).or(found.init.as_ref()) {
+        Some(Init::File(bytes)) => archive.entry(initramfs::REPLACED_INIT, 0o100_755, bytes),
+        Some(Init::Link(target)) => archive.entry(initramfs::REPLACED_INIT, 0o120_777, target),
+        None => return Err(failed().because("it has no /init")),
+    }
+    archive.entry("init", 0o100_755, &program(&loaded));
+    let bytes = archive.end();
+    Ok(match found.parts.last() {
+        // Where one ends is not marked: only more of the same may follow.
+        Some(&"lz4") => lz4(&bytes),
+        // A plain archive begins at a multiple of four bytes.
+        _ => [vec![0; to_usize(len.next_multiple_of(4) - len)], bytes].concat(),
+    })
+}
+
+/// The files of the modules called `names` and of all they depend on, by the text of modules.dep: those first that others
+/// need. Modules that are built in are not in it.
+fn in_order<'a>(dep: &'a str, names: &[String]) -> Vec<&'a str> {
+    let lines: Vec<(&str, Vec<&str>)> = dep
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(file, needs)| (file, needs.split_whitespace().collect()))
+        .collect();
+    let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
+    for name in names {
+        let named = |(file, _): &&(&str, Vec<&str>)| initramfs::module_name(file).as_ref() == Some(name);
+        let Some((file, needs)) = lines.iter().find(named) else { continue };
+        // Each line lists everything below its module, what is needed first last (depmod(8)).
+        order.extend(needs.iter().rev().chain([file]).filter(|file| seen.insert(**file)));
+    }
+    order
+}
+
+/// A module's file without its compression, which fits into `room` bytes.
+fn unpacked(path: &str, stream: Box<dyn Read + '_>, room: u64) -> io::Result<Vec<u8>> {
+    let stream = io::BufReader::new(stream);
+    let stream: Box<dyn Read + '_> = match path.rsplit('.').next() {
+        Some("xz") => Box::new(lzma_rust2::XzReader::new_mem_limit(stream, true, initramfs::XZ_MEMORY)),
+        Some("zst") => Box::new(initramfs::Zstd::new(stream)),
+        Some("gz") => Box::new(flate2::bufread::GzDecoder::new(stream)),
+        _ => Box::new(stream),
+    };
+    let mut bytes = Vec::new();
+    stream.take(room.saturating_add(1)).read_to_end(&mut bytes)?;
+    match bytes.starts_with(b"\x7fELF") {
+        true if bytes.len() as u64 <= room => Ok(bytes),
+        true => Err(io::Error::new(io::ErrorKind::InvalidData, "the modules are too large")),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no kernel module")),
+    }
+}
+
+/// The program that loads the files of these names and sizes, then becomes the init that was there: an ELF file of one
+/// segment, as in elf(5).
+fn program(modules: &[(String, u64)]) -> Vec<u8> {
+    let last = (format!("/{}", initramfs::REPLACED_INIT), 0);
+    let entries: Vec<&(String, u64)> = modules.iter().chain([&last]).collect();
+    let (mut table, mut paths) = (Vec::new(), Vec::new());
+    for (path, size) in &entries {
+        let at = (entries.len() * 16 + paths.len()) as u64;
+        table.extend(at.to_le_bytes().into_iter().chain(size.to_le_bytes()));
+        paths.extend(path.bytes().chain([0]));
+    }
+    let len = (ELF_HEADERS + INIT_X86_64.len() + table.len() + paths.len()) as u64;
+    let mut out = Vec::new();
+    // 64 bits, little-endian, version 1, System V.
+    out.extend(*b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    // An executable for x86-64, version 1.
+    out.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    // Entry, program headers, section headers.
+    for word in [ADDRESS + ELF_HEADERS as u64, 64, 0] {
+        out.extend(word.to_le_bytes());
+    }
+    // Flags; sizes and numbers of headers: one of the program's, none of a section.
+    out.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    // To load, to be read and run.
+    out.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    for word in [0, ADDRESS, ADDRESS, len, len, 0x1000] {
+        out.extend(word.to_le_bytes());
+    }
+    [out.as_slice(), INIT_X86_64, &table, &paths].concat()
+}
+
+/// A length as the formats have it: all of ours are bounded far below.
+fn short(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// A cpio archive in the making ("newc": Documentation/driver-api/early-userspace/buffer-format.rst).
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn entry(&mut self, name: &str, mode: u32, data: &[u8]) {
+        self.entries += 1;
+        let fields =
+            [self.entries, mode, 0, 0, 1, 0, short(data.len()), 0, 0, 0, 0, short(name.len() + 1), 0];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        for part in [[name.as_bytes(), b"\0"].concat().as_slice(), data] {
+            self.bytes.extend(part);
+            self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        }
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[]);
+        self.bytes
+    }
+}
+
+/// `bytes` in the old lz4 format.
+fn lz4(bytes: &[u8]) -> Vec<u8> {
+    let mut out = initramfs::LZ4_MAGIC.to_le_bytes().to_vec();
+    for block in bytes.chunks(initramfs::LZ4_BLOCK) {
+        let packed = lz4_flex::block::compress(block);
+        out.extend(short(packed.len()).to_le_bytes());
+        out.extend(packed);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_machine_code_is_that_of_its_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/drivers/linux/init-x86_64.S");
+        let (object, code) = (dir.path().join("object"), dir.path().join("code"));
+        let built = Command::new("cc").args(["-c", "-m64", source, "-o"]).arg(&object).status().unwrap();
+        let cut = ["-O", "binary", "-j", ".text"];
+        assert!(
+            built.success()
+                && Command::new("objcopy").args(cut).arg(&object).arg(&code).status().unwrap().success()
+        );
+        assert_eq!(std::fs::read(code).unwrap(), INIT_X86_64);
+    }
+
+    #[test]
+    fn modules_come_after_what_they_need() {
+        let dep = "kernel/a/virtio_blk.ko.xz: kernel/b/virtio_ring.ko.xz kernel/b/virtio.ko.xz\n\
+                   kernel/b/virtio.ko.xz:\nkernel/c/virtio-net.ko: kernel/c/failover.ko\nkernel/c/failover.ko:\n";
+        let names = ["virtio_blk", "virtio", "built_in", "virtio_net"].map(str::to_owned);
+        let order: Vec<String> =
+            in_order(dep, &names).into_iter().filter_map(initramfs::module_name).collect();
+        assert_eq!(order, ["virtio", "virtio_ring", "virtio_blk", "failover", "virtio_net"]);
+    }
+
+    /// An initramfs with one entry, packed by the program `packer`.
+    fn packed(packer: &[&str], init: &[u8], mode: u32) -> Vec<u8> {
+        let mut archive = Archive::default();
+        archive.entry("init", mode, init);
+        let plain = archive.end();
+        if packer.is_empty() {
+            return plain;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("plain"), plain).unwrap();
+        let input = std::fs::File::open(dir.path().join("plain")).unwrap();
+        Command::new(packer[0]).args(&packer[1..]).stdin(input).output().unwrap().stdout
+    }
+
+    #[test]
+    fn an_appendix_is_read_with_the_initramfs_whatever_that_is_packed_with() {
+        let module = b"\x7fELF of virtio";
+        let zstd = {
+            let mut out = vec![0; 200];
+            let len = zstd_safe::compress(&mut out[..], module, 1).unwrap();
+            out.truncate(len);
+            out
+        };
+        let names = ["virtio_blk".to_owned(), "virtio".to_owned()];
+        let packers: [&[&str]; 5] = [&[], &["gzip"], &["xz", "--check=crc32"], &["zstd"], &["lz4", "-l"]];
+        for packer in packers {
+            for (init, mode) in [
+                (Init::File(b"#!/bin/sh\n".to_vec()), 0o100_755),
+                (Init::Link(b"/bin/init".to_vec()), 0o120_777),
+            ] {
+                let (Init::File(bytes) | Init::Link(bytes)) = &init;
+                let image = packed(packer, bytes, mode);
+                let mut files = BTreeMap::from([
+                    ("/boot/i", image.clone()),
+                    (
+                        "/lib/modules/6.1/modules.dep",
+                        b"k/virtio_blk.ko: k/virtio.ko.zst\nk/virtio.ko.zst:\n".to_vec(),
+                    ),
+                    ("/lib/modules/6.1/k/virtio_blk.ko", b"\x7fELF of the disk".to_vec()),
+                    ("/lib/modules/6.1/k/virtio.ko.zst", zstd.clone()),
+                ]);
+                // Twice: the second takes up what the first has replaced.
+                for _ in 0..2 {
+                    let image = files["/boot/i"].clone();
+                    let open = |path: &str| -> Result<Option<Box<dyn Read + '_>>> {
+                        Ok(files.get(path).map(|bytes| Box::new(&bytes[..]) as Box<dyn Read>))
+                    };
+                    let len = image.len() as u64;
+                    let more = appendix("6.1", "/boot/i", len, &names, "x86_64", &open).unwrap();
+                    let whole = [image, more].concat();
+                    let found = initramfs::read(&whole[..], "whole").unwrap();
+                    assert!(is_in(&found), "{packer:?}");
+                    assert_eq!(found.replaced_init.as_ref(), Some(&init), "{packer:?}");
+                    assert_eq!(found.modules.iter().collect::<Vec<_>>(), ["virtio", "virtio_blk"]);
+                    files.insert("/boot/i", whole);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_appended_to_is_told() {
+        let of = |init: Option<Init>, lz4_padded| {
+            let mut contents = Contents::default();
+            (contents.init, contents.lz4_padded) = (init, lz4_padded);
+            contents
+        };
+        let init = Some(Init::File(vec![1]));
+        assert_eq!(hindrance(&of(init.clone(), false), "x86_64"), None);
+        assert!(hindrance(&of(init.clone(), false), "aarch64").is_some());
+        assert!(hindrance(&of(init, true), "x86_64").is_some());
+        assert!(hindrance(&of(None, false), "x86_64").is_some());
+        let padded = [packed(&["lz4", "-l"], b"x", 0o100_755), vec![0; 4]].concat();
+        assert!(initramfs::read(&padded[..], "padded").unwrap().lz4_padded);
+    }
+
+    #[test]
+    fn the_program_becomes_the_init_that_was_there() {
+        // What it loads here is no module: the kernel refuses it, and it goes on.
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("haul")).unwrap();
+        let put = |name: &str, bytes: &[u8]| {
+            use std::os::unix::fs::PermissionsExt;
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        put("haul/x.ko", b"no module");
+        let modules = [("/haul/x.ko".to_owned(), 9), ("/haul/absent.ko".to_owned(), 9)];
+        put("init", &program(&modules));
+        let source = dir.path().join("init.c");
+        let text = "#include <stdio.h>\n#include <stdlib.h>\n\
+                    int main(int n, char **words) { printf(\"%s %s %s\", words[0], words[1], getenv(\"HOME\")); return 7; }";
+        std::fs::write(&source, text).unwrap();
+        let built = Command::new("cc")
+            .arg("-static")
+            .arg(&source)
+            .arg("-o")
+            .arg(dir.path().join("init.haul"))
+            .status();
+        assert!(built.unwrap().success());
+        let mut command = Command::new("chroot");
+        let ended = command.arg(dir.path()).args(["/init", "quiet"]).env("HOME", "/here").output().unwrap();
+        assert_eq!(ended.status.code(), Some(7), "{ended:?}");
+        assert_eq!(String::from_utf8_lossy(&ended.stdout), "/init quiet /here");
+    }
+}
