@@ -136,7 +136,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
                     let guest = inspect(Arc::clone(overlay) as Arc<dyn ReadAt>)?;
                     let Some(Node::File(len)) = guest.tree.node(image)? else { return Err(changed(image)) };
                     let open = |path: &str| guest.tree.open(path);
-                    let bytes = hook::appendix(kernel, image, len, modules, guest.arch, &open)?;
+                    let bytes = hook::appendix(kernel, image, len, modules, &open)?;
                     fat::append(&shown, mount, image, len, &bytes)?;
                     appended(image)
                 }
@@ -452,7 +452,7 @@ fn append(kernel: &str, image: &str, modules: &[String]) -> Result<()> {
     if !old.file_type().is_file() {
         return Err(changed(image));
     }
-    let bytes = hook::appendix(kernel, image, old.len(), modules, std::env::consts::ARCH, &open)?;
+    let bytes = hook::appendix(kernel, image, old.len(), modules, &open)?;
     has_room(image, bytes.len() as u64, 0)?;
     let mut file = OpenOptions::new()
         .append(true)

@@ -25,10 +25,9 @@ const ELF_HEADERS: usize = 64 + 56;
 /// Opens a guest's file by its path; `None` when there is none.
 pub type Open<'a> = &'a dyn Fn(&str) -> Result<Option<Box<dyn Read + 'a>>>;
 
-/// Why nothing can be appended to an initramfs with these contents, for a system of this architecture.
-pub fn hindrance(contents: &Contents, arch: &str) -> Option<&'static str> {
+/// Why nothing can be appended to an initramfs with these contents.
+pub fn hindrance(contents: &Contents) -> Option<&'static str> {
     match () {
-        () if arch != "x86_64" => Some("haul has no program for this architecture"),
         () if contents.init.is_none() => Some("it has no /init"),
         () if contents.lz4_padded => Some("its lz4 stream is followed by zero bytes"),
         () => None,
@@ -47,19 +46,12 @@ fn is_program(bytes: &[u8]) -> bool {
 
 /// What to append to the initramfs `image`, which has `len` bytes, so that kernel `kernel` loads the modules of these names
 /// and what they depend on.
-pub fn appendix(
-    kernel: &str,
-    image: &str,
-    len: u64,
-    names: &[String],
-    arch: &str,
-    open: Open<'_>,
-) -> Result<Vec<u8>> {
+pub fn appendix(kernel: &str, image: &str, len: u64, names: &[String], open: Open<'_>) -> Result<Vec<u8>> {
     let failed =
         || Error::new(Kind::Image, "initramfs.append", format!("cannot add drivers to the guest's {image}"));
     let absent = |path: &str| failed().because(format!("there is no {path}"));
     let found = initramfs::read(open(image)?.ok_or_else(|| absent(image))?, image)?;
-    if let Some(why) = hindrance(&found, arch) {
+    if let Some(why) = hindrance(&found) {
         return Err(failed().because(why));
     }
     let root = format!("/lib/modules/{kernel}");
@@ -129,11 +121,16 @@ fn unpacked(path: &str, stream: Box<dyn Read + '_>, room: u64) -> io::Result<Vec
     };
     let mut bytes = Vec::new();
     stream.take(room.saturating_add(1)).read_to_end(&mut bytes)?;
-    match bytes.starts_with(b"\x7fELF") {
-        true if bytes.len() as u64 <= room => Ok(bytes),
-        true => Err(io::Error::new(io::ErrorKind::InvalidData, "the modules are too large")),
-        false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no kernel module")),
-    }
+    let why = match () {
+        () if bytes.len() as u64 > room => "the modules are too large",
+        () if bytes.get(..4) != Some(b"\x7fELF") => "it is no kernel module",
+        // What the kernel is for, whatever the programs beside it are for (elf(5): e_ident, e_machine).
+        () if (bytes.get(4), bytes.get(18)) != (Some(&2), Some(&62)) => {
+            "it is for a machine that haul has no program for"
+        }
+        () => return Ok(bytes),
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
 /// The program that loads the files of these names and sizes, then becomes the init that was there: an ELF file of one
@@ -256,12 +253,32 @@ mod tests {
         Command::new(packer[0]).args(&packer[1..]).stdin(input).output().unwrap().stdout
     }
 
+    /// What begins like a kernel module for this machine.
+    fn module(machine: u8, name: &str) -> Vec<u8> {
+        let mut out = [b"\x7fELF\x02".as_slice(), &[0; 13], &[machine, 0]].concat();
+        out.extend(name.bytes());
+        out
+    }
+
+    #[test]
+    fn a_module_is_taken_for_what_it_is() {
+        let of = |bytes: Vec<u8>, room| unpacked("x.ko", Box::new(io::Cursor::new(bytes)), room);
+        assert_eq!(of(module(62, ""), 20).unwrap(), module(62, ""));
+        assert!(of(module(62, ""), 19).unwrap_err().to_string().contains("too large"));
+        // Of a 32-bit kernel, of ARM, and none at all.
+        for (bytes, why) in
+            [(module(3, ""), "machine"), (module(183, ""), "machine"), (vec![0; 20], "no kernel module")]
+        {
+            assert!(of(bytes, 100).unwrap_err().to_string().contains(why));
+        }
+    }
+
     #[test]
     fn an_appendix_is_read_with_the_initramfs_whatever_that_is_packed_with() {
-        let module = b"\x7fELF of virtio";
+        let module = module(62, "virtio");
         let zstd = {
             let mut out = vec![0; 200];
-            let len = zstd_safe::compress(&mut out[..], module, 1).unwrap();
+            let len = zstd_safe::compress(&mut out[..], &module[..], 1).unwrap();
             out.truncate(len);
             out
         };
@@ -280,7 +297,7 @@ mod tests {
                         "/lib/modules/6.1/modules.dep",
                         b"k/virtio_blk.ko: k/virtio.ko.zst\nk/virtio.ko.zst:\n".to_vec(),
                     ),
-                    ("/lib/modules/6.1/k/virtio_blk.ko", b"\x7fELF of the disk".to_vec()),
+                    ("/lib/modules/6.1/k/virtio_blk.ko", module.clone()),
                     ("/lib/modules/6.1/k/virtio.ko.zst", zstd.clone()),
                 ]);
                 // Twice: the second takes up what the first has replaced.
@@ -290,7 +307,7 @@ mod tests {
                         Ok(files.get(path).map(|bytes| Box::new(&bytes[..]) as Box<dyn Read>))
                     };
                     let len = image.len() as u64;
-                    let more = appendix("6.1", "/boot/i", len, &names, "x86_64", &open).unwrap();
+                    let more = appendix("6.1", "/boot/i", len, &names, &open).unwrap();
                     let whole = [image, more].concat();
                     let found = initramfs::read(&whole[..], "whole").unwrap();
                     assert!(is_in(&found), "{packer:?}");
@@ -310,10 +327,9 @@ mod tests {
             contents
         };
         let init = Some(Init::File(vec![1]));
-        assert_eq!(hindrance(&of(init.clone(), false), "x86_64"), None);
-        assert!(hindrance(&of(init.clone(), false), "aarch64").is_some());
-        assert!(hindrance(&of(init, true), "x86_64").is_some());
-        assert!(hindrance(&of(None, false), "x86_64").is_some());
+        assert_eq!(hindrance(&of(init.clone(), false)), None);
+        assert!(hindrance(&of(init, true)).is_some());
+        assert!(hindrance(&of(None, false)).is_some());
         let padded = [packed(&["lz4", "-l"], b"x", 0o100_755), vec![0; 4]].concat();
         assert!(initramfs::read(&padded[..], "padded").unwrap().lz4_padded);
     }

@@ -46,3 +46,8 @@ pub fn with_init(modules: &[&str], init: &str) -> Vec<u8> {
     out.extend(cpio(&[]));
     out
 }
+
+/// What begins like a kernel module for x86-64.
+pub fn module() -> Vec<u8> {
+    [b"\x7fELF\x02".as_slice(), &[0; 13], &[62, 0]].concat()
+}
