@@ -284,8 +284,64 @@ fn files_that_name_a_disk_or_an_own_address_are_listed() {
     assert_eq!(evidence, "/etc/httpd.conf names 192.0.2.5; /etc/app/app.conf names /dev/sdb1");
     let mut keep = Options::default();
     keep.fixes.keep_network = true;
+    assert_eq!(finding(&report, "guest.network"), (Severity::Fixable, "set up by ifupdown, with 192.0.2.5"));
     let report = disk.check(&keep);
     assert_eq!(finding(&report, "guest.names").1, "/etc/app/app.conf names /dev/sdb1");
+    assert_eq!(finding(&report, "guest.network").0, Severity::Warn);
+}
+
+#[test]
+fn an_encrypted_partition_is_told_with_what_it_needs() {
+    let table = "label: dos\nstart=2048, size=61440, type=83, bootable\nstart=63488, type=83\n";
+    let disk = Server::ready().table(table).disk();
+    assert_eq!(finding(&disk.check(&Options::default()), "disk.opaque").0, Severity::Pass);
+    let luks = disk.image.with_extension("luks");
+    empty_image(&luks, 9 * MIB);
+    let weak =
+        ["--type", "luks1", "--pbkdf-force-iterations", "1000", "--key-size", "256", "--keyfile-size", "32"];
+    let format = [&["-q", "luksFormat"][..], &weak, &[text(&luks), text(&disk.image)]].concat();
+    run("cryptsetup", &format);
+    let file = fs::OpenOptions::new().write(true).open(&disk.image).unwrap();
+    file.write_all_at(&fs::read(&luks).unwrap()[..4 << 20], 31 * MIB).unwrap();
+    let report = disk.check(&Options::default());
+    let (severity, evidence) = finding(&report, "disk.opaque");
+    assert_eq!(severity, Severity::Warn);
+    assert!(evidence.starts_with("partition 2 is LUKS1"), "{evidence}");
+}
+
+#[test]
+fn what_refuses_changed_files_is_told_where_haul_changes_some() {
+    let booted_with = |arguments: &str| {
+        let menu = format!(
+            "linux /boot/vmlinuz-{KERNEL} root=/dev/sda1 {arguments}\ninitrd /boot/initrd.img-{KERNEL}\n"
+        );
+        Server::ready().file("/boot/grub/grub.cfg", &menu)
+    };
+    let said = |server: Server| {
+        let report = server.disk().check(&Options::default());
+        let (severity, evidence) = finding(&report, "guest.security");
+        (severity, evidence.to_owned())
+    };
+    for (arguments, word) in [
+        ("ima_appraise=enforce", "IMA"),
+        ("ima_policy=tcb|appraise_tcb", "IMA"),
+        ("roothash=00ff systemd.verity=yes", "dm-verity"),
+    ] {
+        let (severity, evidence) = said(booted_with(arguments));
+        assert!(severity == Severity::Warn && evidence.contains(word), "{arguments}: {evidence}");
+    }
+    let policy =
+        said(Server::ready().file("/etc/ima/ima-policy", "measure func=X\nappraise func=FILE_CHECK\n"));
+    assert!(policy.0 == Severity::Warn && policy.1.contains("/etc/ima/ima-policy"), "{policy:?}");
+    // What lets them pass is no finding, but is said.
+    let selinux = booted_with("fips=1")
+        .file("/etc/selinux/config", "# mode\nSELINUX=enforcing\nSELINUXTYPE=targeted\n");
+    let (severity, evidence) = said(selinux);
+    assert_eq!(severity, Severity::Pass);
+    assert!(evidence.contains("SELinux is enforcing") && evidence.contains("FIPS mode, "), "{evidence}");
+    for arguments in ["", "ima_appraise=off", "systemd.verity=no"] {
+        assert_eq!(said(booted_with(arguments)).0, Severity::Pass, "{arguments}");
+    }
 }
 
 #[test]

@@ -458,6 +458,16 @@ fn phony_guests_get_the_plans_that_were_reviewed() {
     assert!(wrong.is_empty(), "changed (HAUL_BLESS=1 accepts them after review):\n{}", wrong.join("\n"));
 }
 
+#[test]
+fn the_boot_partition_of_fips_mode_is_named_by_what_is_on_it() {
+    let menu = "\tlinux16 /boot/vmlinuz-3.10.0-1160.el7.x86_64 root=/dev/sda1 fips=1 boot=/dev/sda1 boot=live\n\
+                \tinitrd16 /boot/initramfs-3.10.0-1160.el7.x86_64.img\n";
+    let guest = red_hat_7("centos", "7", "rhel fedora", "CentOS Linux", "3.10.0-1160.el7.x86_64")
+        .file("/boot/grub2/grub.cfg", menu);
+    let plan = guest::plan(&inspected(guest), &Options::default()).unwrap().to_string();
+    assert!(plan.contains(&format!(" boot=UUID={ROOT} boot=live")), "{plan}");
+}
+
 /// The tree after the plan's text changes.
 fn applied(mut volume: TextVolume, plan: &Plan) -> TextVolume {
     for fix in &plan.fixes {

@@ -110,7 +110,7 @@ fn address(word: &str) -> Option<Ipv4Addr> {
 }
 
 /// The addresses that the guest's network is set up with.
-fn own_addresses(tree: &Tree) -> Result<BTreeSet<Ipv4Addr>> {
+pub fn own_addresses(tree: &Tree) -> Result<BTreeSet<Ipv4Addr>> {
     let mut files = vec!["/etc/network/interfaces".to_owned()];
     for (folder, suffix) in [
         ("/etc/network/interfaces.d", ""),

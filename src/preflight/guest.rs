@@ -11,6 +11,7 @@ pub const CHECKS: &[Check] = &[
     Check { id: "guest.virtio", title: "its kernels reach a virtio disk", run: Run::Disk(virtio) },
     Check { id: "guest.cloud-init", title: "the cloud can set it up", run: Run::Disk(cloud_init) },
     Check { id: "guest.fix", title: "haul can mend the rest", run: Run::Disk(fix) },
+    Check { id: "guest.network", title: "it comes up with the cloud's address", run: Run::Disk(network) },
     Check { id: "guest.names", title: "its configuration names nothing that changes", run: Run::Disk(names) },
 ];
 
@@ -155,7 +156,38 @@ fn fix(subject: &Subject<'_>) -> Option<Verdict> {
     })
 }
 
-/// Files that are listed; the others are counted.
+fn network(subject: &Subject<'_>) -> Option<Verdict> {
+    let guest = subject.guest.as_ref().ok()?;
+    let managers = match guest.network.is_empty() {
+        true => "nothing haul knows".to_owned(),
+        false => guest.network.join(" and "),
+    };
+    let addresses = match mentions::own_addresses(&guest.tree) {
+        Ok(addresses) => addresses,
+        Err(error) => return Some(Verdict::of_error(Severity::Warn, &error)),
+    };
+    if addresses.is_empty() {
+        return Some(Verdict::pass(format!("set up by {managers}, with no address of its own")));
+    }
+    let mut list: Vec<String> = addresses.iter().take(LISTED).map(ToString::to_string).collect();
+    if addresses.len() > LISTED {
+        list.push(format!("{} more", addresses.len() - LISTED));
+    }
+    let evidence = format!("set up by {managers}, with {}", list.join(", "));
+    Some(match subject.options.fixes.keep_network {
+        true => Verdict::warn(
+            evidence,
+            "they are kept: give the instance the same address, and eth0 the gateway's subnet",
+        ),
+        false => Verdict::new(
+            Severity::Fixable,
+            evidence,
+            "in the copy eth0 gets its address by DHCP; --keep-network keeps what there is",
+        ),
+    })
+}
+
+/// Files and addresses that are listed; the others are counted.
 const LISTED: usize = 8;
 
 fn names(subject: &Subject<'_>) -> Option<Verdict> {

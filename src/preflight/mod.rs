@@ -7,6 +7,7 @@ mod cloud;
 mod disk;
 mod guest;
 mod host;
+mod limits;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -213,7 +214,7 @@ struct Host<'a> {
 
 /// Every check, in the order of a report.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    let groups = [source::CHECKS, disk::CHECKS, guest::CHECKS, host::CHECKS];
+    let groups = [source::CHECKS, disk::CHECKS, guest::CHECKS, limits::CHECKS, host::CHECKS];
     let all = groups.into_iter().flatten();
     #[cfg(feature = "net")]
     let all = all.chain(cloud::CHECKS);

@@ -151,11 +151,11 @@ fn device_maps(draft: &mut Draft<'_>) -> Result<()> {
     Ok(())
 }
 
-/// `line` with the devices in `root=` and `resume=` by UUID; `None` when it has none.
+/// `line` with the devices in `root=`, `resume=` and (FIPS mode's /boot) `boot=` by UUID; `None` when it has none.
 fn devices_by_uuid(line: &str, names: &Names<'_>) -> Option<String> {
     let mut new = line.to_owned();
     for word in line.split([' ', '\t', '"', '\'']) {
-        let Some((key @ ("root" | "resume"), spec)) = word.split_once('=') else { continue };
+        let Some((key @ ("root" | "resume" | "boot"), spec)) = word.split_once('=') else { continue };
         if let Some(uuid) = names.by_uuid(spec) {
             new = new.replace(word, &format!("{key}={uuid}"));
         }
