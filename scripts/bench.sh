@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Times haul against qemu-img and nbdcopy on the same disk, in turn, in one run, and prints medians and ratios.
-# Usage: scripts/bench.sh [images [RUNS [DISK…]]]     (default 3 stale live; needs root, qemu-img, nbdcopy, and 20 GiB of
-# room in $HAUL_BENCH_DIR or /var/tmp). DISK stale has 38 % deleted data in what it allocates, live has none.
+# Times haul against its peers on the same disk, in turn, in one run, and prints medians and ratios. Needs root.
+#   scripts/bench.sh [images [RUNS [DISK…]]]  qemu-img and nbdcopy (default 3 stale live; 20 GiB of room in $HAUL_BENCH_DIR
+#                                             or /var/tmp). DISK stale has 38 % deleted data in what it allocates, live none
+#   scripts/bench.sh fix [RUNS [initramfs=…]] fix-ups of a Debian server's copy, and its own build of an initramfs
 # haul is the shipped binary with everything on: digests, journal, manifest. The file timed is checked afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ "${1:-images}" = images ] || { echo "usage: $0 [images [RUNS [DISK…]]]" >&2; exit 2; }
+suite=${1:-images}
+case $suite in images | fix) ;; *) echo "usage: $0 [images [RUNS [DISK…]] | fix [RUNS [initramfs=…]]]" >&2; exit 2 ;; esac
 shift || true
 runs=${1:-3}
 shift || true
@@ -78,7 +80,57 @@ row() { # NAME EXTENSION "QEMU-IMG OPTIONS" HAUL OPTIONS…
   rm -f "$dir/q.$ext" "$dir/h.$ext" "$dir/h.$ext.manifest"
 }
 
+# The guest's own build, in its own root, for the kernel it has.
+own_build() { # DISK COMMAND…
+  local disk=$1; shift
+  cp --sparse=always "$disk" "$dir/own.raw"
+  # shellcheck disable=SC2016 -- for the inner shell
+  unshare --mount --fork --pid --mount-proc bash -ec '
+    root=$(mktemp -d) dir=$1 start=$2; shift 2
+    mount -o "loop,offset=$((start * 512))" "$dir/own.raw" "$root"
+    mount --rbind /dev "$root/dev"; mount -t proc proc "$root/proc"; mount -t sysfs -o ro sysfs "$root/sys"
+    begin=$EPOCHREALTIME
+    chroot "$root" "$@" > /dev/null 2> "$dir/err"
+    echo "$begin $EPOCHREALTIME" | awk "{print \$2 - \$1}" >> "$dir/q.log"
+    umount -R "$root"; rmdir "$root"
+  ' - "$dir" "$(sfdisk -J "$disk" | jq '.partitiontable.partitions[0].start')" "$@" || { cat "$dir/err" >&2; exit 1; }
+}
+
+bench_fix() {
+  local name disk kernel own
+  [ $# != 0 ] || set -- initramfs=list initramfs=dep initramfs=dracut
+  for name; do
+    disk=$(scripts/guests/disk.sh "$name")
+    kernel=$(jq -r '.kernels[0]' "$disk.json")
+    case $name in
+      *dracut) own=(dracut -f --no-hostonly /var/tmp/own "$kernel") ;;
+      # The fix-ups make it `most`.
+      *dep) own=(sh -c "sed -i s/^MODULES=dep/MODULES=most/ /etc/initramfs-tools/initramfs.conf; mkinitramfs -o /var/tmp/own $kernel") ;;
+      *) own=(mkinitramfs -o /var/tmp/own "$kernel") ;;
+    esac
+    rm -rf "$dir"/*.log "$dir"/h*.qcow2*
+    "$haul" -q convert --compress none "$disk" "$dir/h.qcow2" > /dev/null
+    for _ in $(seq "$runs"); do
+      own_build "$disk" "${own[@]}"
+      for options in "" --no-guest-programs; do
+        cp "$dir/h.qcow2" "$dir/h1.qcow2"
+        cp "$dir/h.qcow2.manifest" "$dir/h1.qcow2.manifest"
+        # shellcheck disable=SC2086 -- an option or none
+        once "$dir/h$options.log" "$haul" -q fix $options "$dir/h1.qcow2"
+        rm -r "$dir"/h1.qcow2*
+      done
+    done
+    awk -v n="$name" -v q="$(field q 1)" -v h="$(field h 1)" -v a="$(field h--no-guest-programs 1)" 'BEGIN {
+      printf "%s: its own build %.2f s; haul fix %.2f s, %.2f times as long; --no-guest-programs %.2f s\n", n, q, h, h/q, a }'
+  done
+  rm -rf "$dir"/*.log "$dir"/h.qcow2* "$dir/own.raw"
+}
+
 echo "machine: $(nproc) cpus, $(awk -F: '/model name/ {print $2; exit}' /proc/cpuinfo | xargs), Linux $(uname -r), $(qemu-img --version | head -1)"
+if [ "$suite" = fix ]; then
+  bench_fix "${@}"
+  exit
+fi
 for disk in "${disks[@]}"; do
   if [ ! -f "$dir/$disk.raw" ]; then make_disk "$dir/$disk.raw" "$([ "$disk" = live ] && echo 0 || echo 2050)"; fi
   cat "$dir/$disk.raw" > /dev/null
