@@ -9,7 +9,6 @@
     reason = "a test: a failure is the finding"
 )]
 
-#[allow(dead_code, reason = "each test binary uses its own part")]
 #[path = "support/images.rs"]
 mod images;
 #[allow(dead_code, reason = "each test binary uses its own part")]
