@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used, reason = "a test: a failure is the finding")]
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -254,8 +253,12 @@ fn fake_qemu(dir: &Path, console: &str, after: &str) -> PathBuf {
          say '{{\"return\": {{}}}}'\nprintf '{console}'\n{after}\nwhile read line; do say '{{\"return\": {{}}}}'; done\n",
         dir.display()
     );
-    std::fs::write(&path, script).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let text = dir.join("qemu.sh");
+    std::fs::write(&text, script).unwrap();
+    // By another process: what is open here for writing, a child that another test starts meanwhile would hold open,
+    // too, and the kernel runs nothing that is (ETXTBSY).
+    let installed = Command::new("install").args(["-m", "755"]).args([&text, &path]).status().unwrap();
+    assert!(installed.success());
     path
 }
 

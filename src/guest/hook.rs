@@ -340,10 +340,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("haul")).unwrap();
         let put = |name: &str, bytes: &[u8]| {
-            use std::os::unix::fs::PermissionsExt;
-            let path = dir.path().join(name);
-            std::fs::write(&path, bytes).unwrap();
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let (path, written) = (dir.path().join(name), dir.path().join("written"));
+            std::fs::write(&written, bytes).unwrap();
+            // A program must not be open for writing in any process, a child of another test's included.
+            let installed =
+                Command::new("install").args(["-m", "755"]).args([written, path]).status().unwrap();
+            assert!(installed.success());
         };
         put("haul/x.ko", b"no module");
         let modules = [("/haul/x.ko".to_owned(), 9), ("/haul/absent.ko".to_owned(), 9)];
