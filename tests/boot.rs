@@ -203,6 +203,7 @@ fn the_config_drive_is_read_by_another_reader() {
         hostname: Some("h".into()),
         macs: vec![[2, 0, 0, 0, 0, 1]],
         user_data: Some("#cloud-config\n".into()),
+        password: Some("$6$x".into()),
         ..ConfigDrive::default()
     };
     std::fs::write(&path, told.iso().unwrap()).unwrap();
@@ -237,12 +238,14 @@ fn the_config_drive_is_read_by_another_reader() {
         [
             "openstack/latest/meta_data.json",
             "openstack/latest/network_data.json",
-            "openstack/latest/user_data"
+            "openstack/latest/user_data",
+            "qcloud_action/os.conf"
         ]
     );
     let meta: Value = serde_json::from_slice(&found[0].1).unwrap();
     assert_eq!(meta["uuid"], "ins-1");
     assert_eq!(found[2].1, b"#cloud-config\n");
+    assert_eq!(found[3].1, b"password=$6$x\n");
 }
 
 /// A program that speaks as much of QEMU's protocol as a boot needs, says `console`, and then runs `after`.

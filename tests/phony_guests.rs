@@ -506,11 +506,32 @@ fn each_phony_guest_is_known_for_what_it_is() {
 
 #[test]
 fn a_fixed_guest_needs_nothing_more() {
-    for (name, volume) in phony() {
-        let plan = guest::plan(&inspected(volume.clone()), &Options::default()).unwrap();
-        let again = guest::plan(&inspected(applied(volume, &plan)), &Options::default()).unwrap();
-        assert!(again.is_empty(), "{name}: {again}");
+    for force_import in [false, true] {
+        let options = Options { force_import, ..Options::default() };
+        for (name, volume) in phony() {
+            let plan = guest::plan(&inspected(volume.clone()), &options).unwrap();
+            let again = guest::plan(&inspected(applied(volume, &plan)), &options).unwrap();
+            assert!(again.is_empty(), "{name}: {again}");
+        }
     }
+}
+
+#[test]
+fn a_forced_import_has_the_password_set_without_cloud_init() {
+    let options = Options { force_import: true, ..Options::default() };
+    let planned = |volume| guest::plan(&inspected(volume), &options).unwrap().to_string();
+    let script = "/usr/local/sbin/haul-cloud-settings";
+    let by_systemd = planned(debian_11());
+    assert!(by_systemd.contains(&format!("b{script}")), "{by_systemd}");
+    assert!(by_systemd.contains("+Wants=haul-cloud-settings.service"), "{by_systemd}");
+    assert!(!by_systemd.contains("cloud-init.none"), "{by_systemd}");
+    let by_script =
+        planned(centos_5().file("/etc/rc.d/rc.local", "#!/bin/sh\ntouch /var/lock/subsys/local\n"));
+    assert!(by_script.contains(&format!("local\n+{script}\n")), "{by_script}");
+    let not_at_all = planned(centos_5());
+    assert!(not_at_all.contains("[cloud-init.no-start]"), "{not_at_all}");
+    // Where there is cloud-init, it does this.
+    assert!(!planned(debian_12()).contains(script));
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub struct ConfigDrive {
     pub macs: Vec<[u8; 6]>,
     /// A script or cloud-config for cloud-init.
     pub user_data: Option<String>,
+    /// A crypt(3) hash for root, as a forced import has it: in `qcloud_action/os.conf`.
+    pub password: Option<String>,
 }
 
 impl ConfigDrive {
@@ -62,6 +64,10 @@ impl ConfigDrive {
         ];
         if let Some(data) = &self.user_data {
             files.push(("openstack/latest/user_data", data.as_bytes()));
+        }
+        let conf = self.password.as_ref().map(|password| format!("password={password}\n"));
+        if let Some(conf) = &conf {
+            files.push(("qcloud_action/os.conf", conf.as_bytes()));
         }
         iso9660("config-2", &files)
     }

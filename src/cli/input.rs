@@ -52,6 +52,9 @@ pub struct Fixes {
     /// Run no program of the guest: append drivers to its initramfs instead of building a new one
     #[arg(long)]
     no_guest_programs: bool,
+    /// The guest has no cloud-init: import it with force, and let the copy take its password from the cloud without
+    #[arg(long)]
+    pub force_import: bool,
 }
 
 impl Fixes {
@@ -60,6 +63,7 @@ impl Fixes {
             keep_network: self.keep_network,
             no_cloud_init_network: self.no_cloud_init_network,
             no_guest_programs: self.no_guest_programs,
+            force_import: self.force_import,
         }
     }
 }

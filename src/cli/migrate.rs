@@ -64,9 +64,6 @@ pub struct Arguments {
     no_fix: bool,
     #[command(flatten)]
     fixes: Fixes,
-    /// Import although the guest has no cloud-init
-    #[arg(long)]
-    force_import: bool,
     /// The operating system to declare, such as Debian (default: derived)
     #[arg(long, value_name = "NAME", requires = "os_version")]
     os_type: Option<String>,
@@ -153,7 +150,7 @@ impl Arguments {
             },
             fix: (!self.no_fix).then_some(self.fixes.options()),
             os: self.os_type.clone().zip(self.os_version.clone()),
-            force_import: self.force_import,
+            force_import: self.fixes.force_import,
             keep_object: self.keep_object,
             inconsistent: self.inconsistent,
             cloud: self.cloud.clone(),

@@ -26,12 +26,20 @@ pub struct Options {
     /// Run none of the guest's programs: drivers are appended to an initramfs instead of building a new one.
     #[serde(default)]
     pub no_guest_programs: bool,
+    /// The import is forced: without cloud-init, something else takes the cloud's settings.
+    #[serde(default)]
+    pub force_import: bool,
 }
 
 #[expect(clippy::derivable_impls, reason = "the defaults are a promise to the user: they are spelled out")]
 impl Default for Options {
     fn default() -> Self {
-        Options { keep_network: false, no_cloud_init_network: false, no_guest_programs: false }
+        Options {
+            keep_network: false,
+            no_cloud_init_network: false,
+            no_guest_programs: false,
+            force_import: false,
+        }
     }
 }
 

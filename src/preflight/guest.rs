@@ -111,7 +111,7 @@ fn cloud_init(subject: &Subject<'_>) -> Option<Verdict> {
     Some(match &guest.cloud_init {
         None => Verdict::warn(
             "cloud-init is not installed: the cloud cannot set a password, keys or addresses",
-            "it boots all the same; the import needs force, or install cloud-init in the source",
+            "install cloud-init in the source, or migrate with --force-import, which sets a password without it",
         ),
         Some(installed) if installed.disabled => Verdict::warn(
             format!("cloud-init {} is switched off by /etc/cloud/cloud-init.disabled", installed.version),

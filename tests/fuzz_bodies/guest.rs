@@ -28,7 +28,12 @@ fn look(guest: &Guest) -> Outcome {
     for keep_network in [false, true] {
         match plan(
             guest,
-            &Options { keep_network, no_cloud_init_network: keep_network, no_guest_programs: keep_network },
+            &Options {
+                keep_network,
+                no_cloud_init_network: keep_network,
+                no_guest_programs: keep_network,
+                force_import: keep_network,
+            },
         ) {
             Ok(plan) => {
                 seen.push(plan.fixes.len().min(6).to_string());

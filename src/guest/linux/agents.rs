@@ -1,5 +1,6 @@
 //! Services of the hypervisor or cloud the guest comes from: elsewhere they fail, or set up what is not theirs.
 
+use super::has_systemd;
 use crate::error::Result;
 use crate::guest::plan::{Draft, Severity};
 use crate::guest::tree::Tree;
@@ -38,7 +39,7 @@ const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/li
 /// Keeps them from starting, by a file whose removal brings them back.
 pub fn fix(draft: &mut Draft<'_>) -> Result<()> {
     let tree = draft.tree();
-    let has_systemd = tree.exists("/usr/lib/systemd/systemd")? || tree.exists("/lib/systemd/systemd")?;
+    let has_systemd = has_systemd(tree)?;
     for (owner, names) in AGENTS {
         for name in *names {
             let is_script = tree.exists(&format!("/etc/init.d/{name}"))?;

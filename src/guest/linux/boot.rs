@@ -1,6 +1,7 @@
 //! The boot loader: its menu and its settings edited as text, never generated anew.
 
 use super::fstab::{self, Names};
+use super::has_systemd;
 use crate::error::Result;
 use crate::guest::inspect::Guest;
 use crate::guest::loader::grub::with_variable;
@@ -100,7 +101,7 @@ fn environments(draft: &mut Draft<'_>, reason: &str, edit: impl Fn(&str) -> Opti
 fn without_slots(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
     let tree = draft.tree();
     let mut words = Vec::new();
-    if tree.exists("/usr/lib/systemd/systemd")? || tree.exists("/lib/systemd/systemd")? {
+    if has_systemd(tree)? {
         words.push("net.ifnames=0");
     }
     if tree.exists("/sbin/biosdevname")? || tree.exists("/usr/sbin/biosdevname")? {

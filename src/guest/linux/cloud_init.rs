@@ -1,5 +1,6 @@
 //! cloud-init: finds the cloud's config drive, boots without one, and leaves the server who it is.
 
+use super::{has_systemd, os_conf};
 use crate::error::Result;
 use crate::guest::inspect::{Guest, cloud_configs};
 use crate::guest::plan::{Draft, Line, Options};
@@ -27,10 +28,13 @@ locale: false
 /// Writes haul's settings for cloud-init.
 pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
     let Some(installed) = &guest.cloud_init else {
+        if options.force_import {
+            return os_conf::fix(has_systemd(draft.tree())?, draft);
+        }
         draft.warn(
             "cloud-init.none",
             "cloud-init is not installed: the cloud cannot set a password, keys or addresses",
-            "it boots all the same; the import needs force, or install cloud-init in the source",
+            "it boots all the same; install cloud-init in the source, or let --force-import set a password without it",
         );
         return Ok(());
     };

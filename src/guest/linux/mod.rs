@@ -12,10 +12,17 @@ pub mod ini;
 pub mod initramfs;
 pub mod lvm;
 pub mod network;
+pub mod os_conf;
 
 use super::inspect::Guest;
 use super::plan::{Draft, Options, Severity};
+use super::tree::Tree;
 use crate::error::Result;
+
+/// Whether systemd is installed.
+fn has_systemd(tree: &Tree) -> Result<bool> {
+    Ok(tree.exists("/usr/lib/systemd/systemd")? || tree.exists("/lib/systemd/systemd")?)
+}
 
 /// Adds every fix `guest` needs to `draft`, in the order in which they are carried out.
 pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
