@@ -26,6 +26,7 @@ for path in tests/*.rs; do
   run "$name" ${command/TARGET/--test $name}
 done
 run bench scripts/bench.sh
+run bench-fix scripts/bench.sh fix
 logs() { for name in "${names[@]}"; do cat "$kept/$name" "$kept/$name.failed" 2>/dev/null || true; done; }
 {
   printf '# Evidence\n\nWritten by `scripts/test.sh --long` at commit %s on %s: %s cpus, Linux %s.\n\n' \
@@ -37,8 +38,8 @@ logs() { for name in "${names[@]}"; do cat "$kept/$name" "$kept/$name.failed" 2>
   printf '\nFigures, as the tests print them:\n\n```\n'
   logs | grep -oE '(HAUL_SEED=|figure: ).*' | sed 's/^figure: //' || true
   printf '```\n\n## Fuzzing\n\nParser by parser in [fuzzing.md](fuzzing.md).\n'
-  printf '\n## Benchmark\n\n`scripts/bench.sh`\n\n```\n'
-  cat "$kept/bench" "$kept/bench.failed" 2>/dev/null || true
+  printf '\n## Benchmark\n\n`scripts/bench.sh; scripts/bench.sh fix`\n\n```\n'
+  cat "$kept"/bench{,-fix}{,.failed} 2>/dev/null || true
   printf '```\n'
 } > "$out"
 exit "$failed"

@@ -8,7 +8,7 @@ long=${1:-}
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 
 step "install"
-# Kept steps of the compiler would be two thirds of what a build leaves: 13 GB for one run.
+# Kept steps of the compiler were 13 of the 18 GB that builds had left.
 export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
 command -v cargo >/dev/null || { echo "Rust is needed: https://rustup.rs" >&2; exit 1; }
 scripts/deps.sh
