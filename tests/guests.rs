@@ -575,6 +575,21 @@ fn a_guest_program_that_fails_or_leaves_virtio_out_fails_the_job_and_leaves_noth
     }
 }
 
+/// A monitor that keeps the warnings.
+#[derive(Default)]
+struct Warnings(std::sync::Mutex<Vec<String>>);
+
+impl Monitor for Warnings {
+    fn begin(&self, _: &'static str, _: Option<u64>) {}
+    fn count(&self, _: haul::monitor::Counter, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn note(&self, level: haul::monitor::Level, text: &str) {
+        if level == haul::monitor::Level::Warning {
+            self.0.lock().unwrap().push(text.to_owned());
+        }
+    }
+}
+
 #[test]
 fn where_the_guests_program_fails_drivers_are_appended_to_the_initramfs_that_is_there() {
     for (build, no_guest_programs) in [("exit 1", false), ("touch /ran", true)] {
@@ -585,8 +600,16 @@ fn where_the_guests_program_fails_drivers_are_appended_to_the_initramfs_that_is_
         let plan = guest::plan(&guest::inspect(Arc::clone(&source)).unwrap(), &options).unwrap();
         assert_eq!(plan.to_string().contains("! append to /boot/initrd.img"), no_guest_programs, "{plan}");
         let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
-        guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
+        let said = Warnings::default();
+        guest::apply(&plan, &overlay, &setup(dir.path()), &said).unwrap();
         gone(dir.path());
+        let said = said.0.into_inner().unwrap();
+        // That the guest's own program fails is to be mended; that it was not to run is not.
+        assert_eq!(said.len(), usize::from(!no_guest_programs), "{said:?}");
+        assert!(
+            said.iter().all(|text| text.contains("6.1.0-1-test") && text.contains("drivers")),
+            "{said:?}"
+        );
         let proofs = guest::prove(&plan, overlay.clone()).unwrap();
         assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{proofs:#?}");
         let fixed = guest::inspect(overlay).unwrap();

@@ -517,6 +517,19 @@ fn a_fixed_guest_needs_nothing_more() {
 }
 
 #[test]
+fn where_nothing_can_be_appended_what_builds_is_left_as_it_is() {
+    let options = Options { no_guest_programs: true, ..Options::default() };
+    let mut refused = 0;
+    for (name, volume) in phony() {
+        // None of them has an /init in its initramfs; some need nothing there.
+        let plan = guest::plan(&inspected(volume), &options).unwrap().to_string();
+        refused += usize::from(plan.contains("[initramfs.no-tool]"));
+        assert!(!plan.contains("virtio in every initramfs"), "{name}: {plan}");
+    }
+    assert!(refused > 10, "{refused}");
+}
+
+#[test]
 fn a_forced_import_has_the_password_set_without_cloud_init() {
     let options = Options { force_import: true, ..Options::default() };
     let planned = |volume| guest::plan(&inspected(volume), &options).unwrap().to_string();

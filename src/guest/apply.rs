@@ -88,6 +88,8 @@ enum Say {
     Mounted,
     /// The step of this number is done.
     Step { number: u64, text: String },
+    /// What the user must know of it.
+    Warning { text: String },
     /// Something failed.
     Failed { exit_code: u8, cause: String, what: String, why: String, remedy: String },
     /// Everything is done, written and unmounted.
@@ -235,6 +237,7 @@ fn listen(
                 monitor.advance(number);
                 monitor.note(Level::Info, &text);
             }
+            Ok(Say::Warning { text }) => monitor.note(Level::Warning, &text),
             Ok(Say::Failed { exit_code, cause, what, why, remedy }) => {
                 let known = [Kind::Privilege, Kind::Source, Kind::Destination, Kind::Internal];
                 let kind =
@@ -430,7 +433,12 @@ fn step(fix: &Fix) -> Result<String> {
                 return Ok(format!("built {image}"));
             };
             match append(kernel, image, modules) {
-                Ok(()) => Ok(format!("{}, since {}: {}", appended(image), error.what(), error.why())),
+                Ok(()) => {
+                    let text =
+                        format!("{}: {}; the drivers were added to {image}", error.what(), error.why());
+                    Say::Warning { text }.send();
+                    Ok(appended(image))
+                }
                 // Why the better way failed is what to mend.
                 Err(_) => Err(error),
             }

@@ -45,10 +45,10 @@ pub fn fix(guest: &Guest, append: bool, draft: &mut Draft<'_>) -> Result<()> {
         match &kernel.initrd {
             Some(image) => {
                 let builder = Builder::find(draft.tree(), image)?;
-                builders.extend(builder);
                 // A program of the guest's writes to file systems that are mounted; FAT is written by haul.
                 let used = builder.filter(|_| !append && !guest.is_on_fat(image));
                 if used.is_some() {
+                    builders.extend(builder);
                     rebuild.push((kernel, image, used));
                 } else if let Some(why) = hindrance(guest, image)? {
                     draft.find(
@@ -58,6 +58,7 @@ pub fn fix(guest: &Guest, append: bool, draft: &mut Draft<'_>) -> Result<()> {
                         "put virtio into it in the source, by what builds it",
                     );
                 } else {
+                    builders.extend(builder);
                     rebuild.push((kernel, image, None));
                     if builder.is_none() {
                         draft.warn(
