@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::ext::ExtVolume;
 use super::extended::Extended;
 use super::linux::fstab;
-use super::tree::{Tree, Volume};
+use super::tree::{Node, Tree, Volume};
 use super::volume::FilesVolume;
 use crate::error::{Error, Kind, Result, Retry};
 use crate::io::{ReadAt, Window};
@@ -196,7 +196,9 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
                 }
                 continue;
             };
-            if volume.node("/etc/os-release")?.or(volume.node("/etc/fstab")?).is_some() {
+            if volume.node("/etc")? == Some(Node::Folder)
+                && volume.node("/etc/os-release")?.or(volume.node("/etc/fstab")?).is_some()
+            {
                 roots.push((i, options, volume));
                 break;
             }
