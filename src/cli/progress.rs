@@ -105,13 +105,18 @@ impl Progress {
 }
 
 fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
-    if let Ok(style) = ProgressStyle::with_template(
-        "{prefix:8} {bar:28} {percent:>3}% {bytes:>10} of {total_bytes:10} {bytes_per_sec:>12} {eta:>4}",
-    ) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8))
+}
+
+/// How far a phase is, or, where its length is not known, how long it has taken.
+fn style(known: bool) -> ProgressStyle {
+    let template = if known {
+        "{prefix:8} {bar:28} {percent:>3}% {bytes:>10} of {total_bytes:10} {bytes_per_sec:>12} {eta:>4}"
+    } else {
+        "{prefix:8} {elapsed}"
+    };
+    ProgressStyle::with_template(template)
+        .map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> "))
 }
 
 impl Monitor for Progress {
@@ -120,6 +125,11 @@ impl Monitor for Progress {
         (state.phase, state.total, state.done) = (phase, total, 0);
         match &self.form {
             Form::Bar(bar) => {
+                bar.set_style(style(total.is_some()));
+                match total {
+                    Some(_) => bar.disable_steady_tick(),
+                    None => bar.enable_steady_tick(EVENT_EVERY),
+                }
                 bar.set_prefix(phase);
                 bar.set_length(total.unwrap_or(0));
                 bar.reset();

@@ -86,8 +86,8 @@ struct Task {
 enum Say {
     /// FUSE is mounted: serve it.
     Mounted,
-    /// The step of this number is done.
-    Step { number: u64, text: String },
+    /// A step is done.
+    Step { text: String },
     /// What the user must know of it.
     Warning { text: String },
     /// Something failed.
@@ -121,7 +121,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     if plan.is_empty() || overlay.is_sealed() {
         return overlay.seal();
     }
-    monitor.begin("fix", Some(plan.fixes.len() as u64));
+    monitor.begin("fix", None);
     let shown = Extended::new(Arc::clone(overlay), &(Arc::clone(overlay) as Arc<dyn ReadAt>))?;
     let shown: Arc<dyn export::Disk> = Arc::new(shown);
     let (on_fat, fixes): (Vec<&Fix>, Vec<&Fix>) =
@@ -130,7 +130,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
         let fixes = fixes.iter().map(|fix| (*fix).clone()).collect();
         mounted(&Plan { fixes, findings: Vec::new(), mounts: plan.mounts.clone() }, &shown, setup, monitor)?;
     }
-    for (number, fix) in (fixes.len() as u64 + 1..).zip(on_fat) {
+    for fix in on_fat {
         if let Some(mount) = plan.fat_of(fix) {
             let text = match fix {
                 Fix::Append { kernel, image, modules, .. } => {
@@ -144,7 +144,6 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
                 }
                 _ => fat::step(&shown, mount, fix)?,
             };
-            monitor.advance(number);
             monitor.note(Level::Info, &text);
         }
     }
@@ -233,8 +232,7 @@ fn listen(
             Ok(Say::Mounted) => {
                 server = fuse.take().map(|fuse| fuse.serve(Arc::clone(shown)));
             }
-            Ok(Say::Step { number, text }) => {
-                monitor.advance(number);
+            Ok(Say::Step { text }) => {
                 monitor.note(Level::Info, &text);
             }
             Ok(Say::Warning { text }) => monitor.note(Level::Warning, &text),
@@ -386,10 +384,10 @@ fn mount_options(mount: &PlannedMount) -> String {
 
 /// The steps, in the guest's tree.
 fn in_the_box(fixes: &[Fix]) -> bool {
-    for (i, fix) in fixes.iter().enumerate() {
+    for fix in fixes {
         match step(fix) {
             Ok(text) => {
-                Say::Step { number: i as u64 + 1, text }.send();
+                Say::Step { text }.send();
             }
             Err(error) => {
                 Say::failed(&error).send();
