@@ -347,6 +347,57 @@ fn a_guest_on_xfs_or_in_subvolumes_of_btrfs_is_fixed_where_it_lies() {
     }
 }
 
+#[test]
+fn a_btrfs_whose_original_is_mounted_is_fixed_and_keeps_its_uuid() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = on_file_system(dir.path(), "btrfs", "@");
+    let original = dir.path().join("original.raw");
+    run("cp", &["--sparse=always", disk.to_str().unwrap(), original.to_str().unwrap()]);
+    let mounted = support::LoopMount::new(&original, "");
+    let source = opened(&disk);
+    let plan = guest::plan(&guest::inspect(Arc::clone(&source)).unwrap(), &Options::default()).unwrap();
+    let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
+    let seen = SeesBtrfs::default();
+    guest::apply(&plan, &overlay, &setup(dir.path()), &seen).unwrap();
+    drop(mounted);
+    gone(dir.path());
+    assert!(guest::prove(&plan, overlay.clone()).unwrap().iter().all(|proof| proof.holds));
+
+    let copy = dir.path().join("copy.raw");
+    let bytes = haul::io::read_vec(&overlay, 0, usize::try_from(overlay.size()).unwrap()).unwrap();
+    fs::write(&copy, bytes).unwrap();
+    run("btrfs", &["check", "--readonly", "--check-data-csum", copy.to_str().unwrap()]);
+    let identity = |path: &Path, copy: &str| {
+        let all = run("btrfs", &["inspect-internal", "dump-super", "-s", copy, path.to_str().unwrap()]);
+        let of = ["fsid", "metadata_uuid", "incompat_flags", "dev_item.fsid", "dev_item.uuid"];
+        let lines = all.lines().filter(|line| of.contains(&line.split_whitespace().next().unwrap_or("")));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    for superblock in ["0", "1"] {
+        let identity = |path: &Path| identity(path, superblock);
+        assert_eq!(identity(&copy), identity(&original));
+        assert_eq!(identity(&copy).len(), 5);
+    }
+    let fsid = &identity(&original, "0")[0];
+    let others = seen.0.into_inner().unwrap();
+    assert!(others.iter().any(|other| !fsid.contains(other.as_str())), "{others:?}");
+}
+
+/// The UUIDs of the btrfs that are mounted while a plan is carried out.
+#[derive(Default)]
+struct SeesBtrfs(std::sync::Mutex<BTreeSet<String>>);
+
+impl Monitor for SeesBtrfs {
+    fn begin(&self, _: &'static str, _: Option<u64>) {}
+    fn count(&self, _: haul::monitor::Counter, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn note(&self, _: haul::monitor::Level, _: &str) {
+        let names = fs::read_dir("/sys/fs/btrfs").unwrap().flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        self.0.lock().unwrap().extend(names.filter(|name| name.len() == 36));
+    }
+}
+
 /// A GPT with an EFI system partition of these files, in folders of these names, and `tree` as the root.
 fn with_esp(folder: &Path, tree: &Path, folders: &[&str], files: &[(&str, &[u8])]) -> PathBuf {
     let image = |name: &str, size: u64| {

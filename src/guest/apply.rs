@@ -28,6 +28,7 @@ use super::initramfs;
 use super::inspect::inspect;
 use super::plan::{Fix, Plan, PlannedMount, changed};
 use super::tree::Node;
+use super::twin::Twins;
 use crate::error::{Error, Kind, Result};
 use crate::host::child::{self, Guarded};
 use crate::host::export::{self, FuseDevice, MemoryLock};
@@ -156,6 +157,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
 /// Carries out what needs the kernel's file systems.
 fn mounted(plan: &Plan, shown: &Arc<dyn export::Disk>, setup: &Setup, monitor: &dyn Monitor) -> Result<()> {
     let folder = fs::canonicalize(&setup.folder).map_err(|error| folder_error(&setup.folder, error))?;
+    let shown: Arc<dyn export::Disk> = Arc::new(Twins::new(Arc::clone(shown), plan.mounts.iter())?);
     let _lock = MemoryLock::new();
     let _rule = UdevRule::write();
     let fuse = FuseDevice::open()?;
@@ -178,7 +180,7 @@ fn mounted(plan: &Plan, shown: &Arc<dyn export::Disk>, setup: &Setup, monitor: &
     let mut child = Guarded::spawn(&mut command)?;
     // The command still holds the descriptor given to the child.
     drop(command);
-    let served = listen(&mut child, fuse, shown, monitor);
+    let served = listen(&mut child, fuse, &shown, monitor);
     // The namespace goes with the child; the server ends when the last mount of it is gone.
     let status = served.as_ref().is_ok().then(|| child.child().wait());
     child.kill();
@@ -344,6 +346,8 @@ fn own_mounts(task: &Path) -> Result<bool> {
         .custom_flags(libc::O_CLOEXEC)
         .open(&export)
         .map_err(|error| folder_error(&export, error))?;
+    // The kernel asks for the size of a FUSE mount's root when somebody else does; a loop device takes what is known.
+    disk.metadata().map_err(|error| folder_error(&export, error))?;
     let root = task.folder.join("root");
     fs::create_dir(&root).map_err(|error| folder_error(&root, error))?;
     // One device for each file system, however often it is mounted: two of one btrfs would be taken for two of its disks.

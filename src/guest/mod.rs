@@ -20,6 +20,7 @@ pub mod os;
 pub mod plan;
 pub mod prove;
 pub mod tree;
+pub mod twin;
 pub mod volume;
 
 pub use apply::{Setup, apply, internal_entry};

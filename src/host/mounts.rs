@@ -7,6 +7,8 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 use super::loopdev::{self, Backing};
 use crate::error::{Error, Kind, Result};
 
@@ -113,6 +115,16 @@ fn parse_line(line: &str) -> Option<Mount> {
 /// The devices and files of `/proc/swaps`.
 pub fn parse_swaps(text: &str) -> Vec<String> {
     text.lines().skip(1).filter_map(|line| Some(unescape(line.split_whitespace().next()?))).collect()
+}
+
+/// Whether the btrfs with this UUID is mounted, in whatever namespace.
+pub fn has_btrfs(uuid: &Uuid) -> bool {
+    Path::new("/sys/fs/btrfs").join(uuid.hyphenated().to_string()).exists()
+}
+
+/// Whether the kernel mounts a btrfs whose tree blocks have another UUID than it (Linux 5.0).
+pub fn knows_btrfs_aliases() -> bool {
+    Path::new("/sys/fs/btrfs/features/metadata_uuid").exists()
 }
 
 /// The mounts of this process's namespace.

@@ -24,7 +24,7 @@ use crate::error::{Error, Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::unit::Extent;
 
-pub use btrfs::{BtrfsFiles, BtrfsInfo};
+pub use btrfs::{BtrfsAlias, BtrfsFiles, BtrfsInfo};
 pub use content::{Content, identify};
 pub use ext::ExtInfo;
 pub use fat::{ExfatInfo, FatInfo, fat_files, fat_folder};

@@ -1,6 +1,7 @@
 //! btrfs on a single device: which blocks are in use, by its extent tree and, after a crash, its log trees; and its files
 //! (the format is described in the btrfs documentation, "On-disk format"; names are the ones used there).
 
+mod alias;
 mod chunk;
 mod files;
 mod log;
@@ -13,6 +14,7 @@ use uuid::Uuid;
 
 use super::{Step, require};
 
+pub use alias::BtrfsAlias;
 pub use files::BtrfsFiles;
 pub(super) use map::BtrfsMap;
 pub(super) use superblock::Superblock;

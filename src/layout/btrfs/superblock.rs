@@ -17,13 +17,18 @@ const CHECKSUM: usize = 32;
 /// Sizes a sector may have; a tree block may not be larger either.
 const MIN_SECTOR: u64 = 4096;
 const MAX_SECTOR: u64 = 65_536;
+/// Where the UUID lies, the features without which it cannot be read, and the UUID that tree blocks have instead of the
+/// first where that feature is in force.
+pub(super) const FSID: usize = 32;
+pub(super) const INCOMPAT: usize = 188;
+pub(super) const METADATA_FSID: usize = 571;
 /// Where the item that describes the device lies, and the array of system chunks.
 const DEVICE: usize = 201;
 const ARRAY: usize = 811;
 const MAX_ARRAY: u32 = 2048;
 
 /// Feature bits and flags (Linux's `btrfs.h` and `btrfs_tree.h`).
-mod feature {
+pub(super) mod feature {
     /// The flag of every superblock that was written.
     pub const WRITTEN: u64 = 0x1;
     pub const ERROR: u64 = 0x4;
@@ -62,12 +67,17 @@ impl Checksum {
         }
     }
 
+    /// The checksum of `data`.
+    fn of(self, data: &[u8]) -> Vec<u8> {
+        match self {
+            Checksum::Crc32c => crc32c::crc32c(data).to_le_bytes().to_vec(),
+            Checksum::Sha256 => Sha256::digest(data).to_vec(),
+        }
+    }
+
     /// Whether `sum` is the checksum of `data`.
     fn is_of(self, sum: &[u8], data: &[u8]) -> bool {
-        match self {
-            Checksum::Crc32c => *sum == crc32c::crc32c(data).to_le_bytes(),
-            Checksum::Sha256 => *sum == Sha256::digest(data)[..],
-        }
+        self.of(data) == sum
     }
 }
 
@@ -94,7 +104,7 @@ impl Superblock {
         Self::of(raw)
     }
 
-    fn of(raw: &[u8]) -> Option<Superblock> {
+    pub(super) fn of(raw: &[u8]) -> Option<Superblock> {
         has(raw, 64, b"_BHRfS_M").then(|| Superblock {
             generation: le64(raw, 72),
             sector_size: le32(raw, 144).into(),
@@ -109,7 +119,7 @@ impl Superblock {
     pub fn info(&self) -> BtrfsInfo {
         BtrfsInfo {
             label: text(&bytes::<256>(&self.raw, 299)),
-            uuid: Uuid::from_bytes(bytes(&self.raw, 32)),
+            uuid: Uuid::from_bytes(bytes(&self.raw, FSID)),
             sector_size: le32(&self.raw, 144),
             node_size: le32(&self.raw, 148),
             bytes: le64(&self.raw, 112),
@@ -118,7 +128,7 @@ impl Superblock {
     }
 
     fn incompat(&self) -> u64 {
-        le64(&self.raw, 188)
+        le64(&self.raw, INCOMPAT)
     }
 
     fn read_only(&self) -> u64 {
@@ -132,7 +142,7 @@ impl Superblock {
 
     /// The UUID in tree blocks.
     pub(super) fn tree_uuid(&self) -> [u8; 16] {
-        bytes(&self.raw, if self.incompat() & f::METADATA_UUID != 0 { 571 } else { 32 })
+        bytes(&self.raw, if self.incompat() & f::METADATA_UUID != 0 { METADATA_FSID } else { FSID })
     }
 
     /// The item that describes the device: number, length and more, and UUIDs.
@@ -187,6 +197,11 @@ impl Superblock {
         self.checksum().is_some_and(|checksum| checksum.is_of(sum, data))
     }
 
+    /// The checksum that a structure begins with if it is intact; `None` if its kind is not known.
+    pub(super) fn sum_of(&self, structure: &[u8]) -> Option<Vec<u8>> {
+        Some(self.checksum()?.of(structure.get(CHECKSUM..)?))
+    }
+
     /// Whether a structure begins with the checksum of what follows.
     pub(super) fn intact(&self, structure: &[u8]) -> bool {
         let parts = structure.split_at_checked(CHECKSUM);
@@ -233,7 +248,7 @@ impl Superblock {
         for place in self.places().filter(|place| place.start != PLACES[0]) {
             let raw = read_vec(disk, place.start, to_usize(place.len()))?;
             let newer = Self::of(&raw).is_some_and(|mirror| {
-                mirror.generation > self.generation && bytes::<16>(&raw, 32) == bytes::<16>(&self.raw, 32)
+                mirror.generation > self.generation && bytes::<16>(&raw, FSID) == bytes::<16>(&self.raw, FSID)
             });
             require(!newer, || format!("its superblock at byte {} is newer than the first", place.start))?;
         }
