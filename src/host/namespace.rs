@@ -296,6 +296,8 @@ fn pseudo_file_systems() -> Result<()> {
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | quiet;
     mount(None::<&str>, "/proc/sys", None::<&str>, read_only | MsFlags::MS_NODEV, None::<&str>)
         .map_err(known("close the box's /proc/sys"))?;
+    // The file system itself: what covers files of /proc is a part of it.
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | quiet;
     mount(None::<&str>, "/dev", None::<&str>, read_only, None::<&str>).map_err(known("close the box's /dev"))
 }
 
