@@ -8,6 +8,9 @@
     reason = "a test: a failure is the finding"
 )]
 
+#[cfg(feature = "net")]
+#[path = "support/cloud.rs"]
+mod lab;
 mod support;
 
 use std::fs;
@@ -532,6 +535,35 @@ mod cloud {
         };
         assert_fails(&clock(3600), "cloud.clock", "behind");
         assert_eq!(finding(&clock(120), "cloud.clock").0, Severity::Warn);
+    }
+
+    #[test]
+    fn a_system_is_looked_up_among_those_the_cloud_imports() {
+        use haul::cloud::tencent::Edition;
+        use haul::lab::cvm::Shapes;
+
+        let of = |server: Server, lab: &super::lab::Lab, edition| {
+            let cvm = super::lab::cvm_at(
+                &lab.handle.url(),
+                lab.keys.clone(),
+                edition,
+                super::lab::TestClock::right(),
+            );
+            server.disk().check(&Options { cvm: Some(cvm), ..Options::default() })
+        };
+        let public = super::lab::Lab::start(|_| {});
+        let report = of(Server::ready(), &public, Edition::Public);
+        let (severity, evidence) = finding(&report, "cloud.os");
+        assert_eq!((severity, evidence.ends_with(", for x86_64")), (Severity::Pass, true), "{evidence}");
+        // This edition names systems alone, and no other Linux.
+        let tce = super::lab::Lab::start(|config| {
+            (config.edition, config.shapes) = (Edition::Tce, Shapes::Old);
+        });
+        assert_fails(&of(Server::ready().os("arch"), &tce, Edition::Tce), "cloud.os", "it lists");
+        // Whose keys are wrong is told, and can still copy.
+        let mut stranger = public;
+        stranger.keys = haul::lab::cvm::generate_keys();
+        assert_eq!(finding(&of(Server::ready(), &stranger, Edition::Public), "cloud.os").0, Severity::Warn);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::error::{Error, Kind, Result};
 use crate::guest::plan;
 use crate::host::disks;
 use crate::image::{Format, Gate};
+#[cfg(feature = "net")]
+use crate::job::services::Services;
 use crate::preflight::{self, Finding, Report, Severity, Target};
 
 /// Check disks or images, this machine and the cloud before a job; changes nothing
@@ -18,7 +20,8 @@ use crate::preflight::{self, Finding, Report, Severity, Target};
   haul check --fixable server.qcow2     with the changes haul would make in the copy
   haul check --region ap-guangzhou --skip-check source.in-use /dev/sda
 
-Exit code 3 when a job would fail. The endpoints are asked when a region or an endpoint is set.")]
+Exit code 3 when a job would fail. The endpoints are asked when a region or an endpoint is set, and with keys whether the
+cloud imports the system.")]
 pub struct Arguments {
     /// Disks or images (default: this machine's disks)
     disks: Vec<PathBuf>,
@@ -60,6 +63,13 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         cloud: Some(arguments.cloud.clone()),
         state: Some(arguments.state.folder()?),
         fixes: plan::Options::default(),
+        // Without keys this one question is not asked.
+        #[cfg(feature = "net")]
+        cvm: arguments
+            .cloud
+            .is_named()
+            .then(|| Services::new(&arguments.cloud)?.cvm(&std::sync::Arc::default()))
+            .and_then(Result::ok),
     };
     let report = preflight::run(&targets, &options)?;
     output.result(&report, &text(&report, arguments.fixable));

@@ -50,6 +50,13 @@ pub struct Cloud {
     pub bandwidth_limit: String,
 }
 
+impl Cloud {
+    /// Whether the user said where the cloud is: else nobody is asked unbidden.
+    pub fn is_named(&self) -> bool {
+        [&self.region, &self.cvm_endpoint, &self.cos_endpoint].iter().any(|option| option.is_some())
+    }
+}
+
 impl Default for Cloud {
     /// What the command line gives when nothing is said.
     fn default() -> Self {

@@ -284,6 +284,8 @@ impl Run<'_> {
             cloud: Some(Cloud { region: Some(self.region.clone()), ..options.cloud.clone() }),
             state: Some(self.job.folder().to_owned()),
             fixes: options.fix.unwrap_or_default(),
+            // What the user says the system is needs no list.
+            cvm: options.os.is_none().then(|| self.cvm.clone()),
             ..preflight::Options::default()
         };
         let report = preflight::run(std::slice::from_ref(target), &checks)?;
@@ -466,12 +468,10 @@ pub fn import_object(import: &Import, monitor: &dyn Monitor) -> Result<(String, 
 
 /// The architecture to declare.
 fn architecture(guest: &Guest) -> Result<Architecture> {
-    match guest.arch {
-        "x86_64" => Ok(Architecture::X86_64),
-        "aarch64" => Ok(Architecture::Arm64),
-        other => Err(Error::new(Kind::Preflight, "import.arch", "the cloud cannot run this system")
-            .because(format!("its programs are for {other}"))),
-    }
+    Architecture::of_guest(guest.arch).ok_or_else(|| {
+        Error::new(Kind::Preflight, "import.arch", "the cloud cannot run this system")
+            .because(format!("its programs are for {}", guest.arch))
+    })
 }
 
 /// The firmware to declare.

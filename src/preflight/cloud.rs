@@ -1,13 +1,14 @@
-//! The cloud, as far as it can be asked without keys: does it answer, and what time does it have.
+//! The cloud: does it answer, what time does it have, and, asked with keys, does it take this system.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Check, Host, Run, Severity, Verdict};
+use super::{Check, Host, Run, Severity, Subject, Verdict};
 use crate::cloud::tencent::client::Skew;
+use crate::cloud::tencent::cvm::Architecture;
 use crate::cloud::tencent::sign::Method;
-use crate::cloud::tencent::{Client, Endpoint, Settings};
+use crate::cloud::tencent::{Client, Endpoint, Settings, os};
 use crate::cloud::{Credentials, SystemClock};
 use crate::config::Cloud;
 use crate::error::Result;
@@ -20,6 +21,7 @@ const DOUBTED: u64 = 30;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub const CHECKS: &[Check] = &[
+    Check { id: "cloud.os", title: "the cloud imports this system", run: Run::Disk(system) },
     Check { id: "cloud.cvm", title: "the CVM API answers", run: Run::Host(cvm) },
     Check { id: "cloud.cos", title: "the object store answers", run: Run::Host(cos) },
     Check { id: "cloud.clock", title: "this machine's clock is right", run: Run::Host(clock) },
@@ -27,9 +29,21 @@ pub const CHECKS: &[Check] = &[
 
 /// The cloud, if the user said where it is: nobody is asked unbidden.
 fn configured<'a>(host: &Host<'a>) -> Option<&'a Cloud> {
-    let cloud = host.options.cloud.as_ref()?;
-    let set = [&cloud.region, &cloud.cvm_endpoint, &cloud.cos_endpoint];
-    set.iter().any(|option| option.is_some()).then_some(cloud)
+    host.options.cloud.as_ref().filter(|cloud| cloud.is_named())
+}
+
+/// What the system would be declared as. On a machine that the cloud does not have, that alone is told, by `guest.os`.
+fn system(subject: &Subject<'_>) -> Option<Verdict> {
+    let (cvm, guest) = (subject.options.cvm.as_ref()?, subject.guest.as_ref().ok()?);
+    let arch = Architecture::of_guest(guest.arch)?;
+    let supported = match cvm.supported_os() {
+        Ok(supported) => supported,
+        Err(error) => return Some(Verdict::of_error(Severity::Warn, &error)),
+    };
+    Some(match os::choose(&guest.os.id, &guest.os.version, arch, &supported) {
+        Ok(choice) => Verdict::pass(format!("as {choice}, for {}", arch.name())),
+        Err(error) => Verdict::of_error(Severity::Fail, &error),
+    })
 }
 
 /// A client that signs nothing.

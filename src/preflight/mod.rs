@@ -165,6 +165,9 @@ pub struct Options {
     pub data_disks: bool,
     /// The cloud the copy goes to; its endpoints are asked when a region or an endpoint is set.
     pub cloud: Option<Cloud>,
+    /// Its API, asked for the systems it imports where keys for it are known.
+    #[cfg(feature = "net")]
+    pub cvm: Option<crate::cloud::tencent::Cvm>,
     /// The folder haul will keep its state in.
     pub state: Option<PathBuf>,
     /// How the guest will be fixed.

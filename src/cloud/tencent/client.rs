@@ -158,6 +158,12 @@ pub struct Client {
     clock: Arc<dyn Clock>,
 }
 
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
 impl Client {
     /// A client; nothing is sent yet. `keys` are asked for before every request, so that temporary ones can be renewed.
     pub fn new(settings: Settings, keys: KeySource, clock: Arc<dyn Clock>) -> Result<Self> {

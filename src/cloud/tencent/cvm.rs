@@ -59,6 +59,15 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// That of a guest whose machine the kernel calls `name`; `None` where the cloud has no such machine.
+    pub fn of_guest(name: &str) -> Option<Self> {
+        match name {
+            "x86_64" => Some(Architecture::X86_64),
+            "aarch64" => Some(Architecture::Arm64),
+            _ => None,
+        }
+    }
+
     /// The name ImportImage takes.
     pub const fn name(self) -> &'static str {
         match self {
@@ -213,7 +222,7 @@ pub struct RunRequest {
 }
 
 /// CVM in one region.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Cvm {
     client: Client,
     edition: Edition,
