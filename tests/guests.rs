@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use haul::boot::config_drive::ConfigDrive;
-use haul::boot::{Accelerator, Expect, Firmware, Format, Hardware, Machine, State};
+use haul::boot::{Accelerator, Arch, Expect, Firmware, Format, Hardware, Machine, State};
 use haul::guest::plan::{Fix, Options};
 use haul::guest::{self, Setup};
 use haul::host::programs::Programs;
@@ -859,7 +859,8 @@ fn fixed_and_booted(
     let dir = tempfile::tempdir().unwrap();
     let source = opened(&disk);
     let guest = guest::inspect(Arc::clone(&source)).unwrap();
-    assert_eq!((guest.os.id.as_str(), guest.arch), ("debian", "x86_64"));
+    let arch = if options.contains(&"arch=arm64") { "aarch64" } else { "x86_64" };
+    assert_eq!((guest.os.id.as_str(), guest.arch), ("debian", arch));
     assert_eq!(guest.kernels.len(), facts["kernels"].as_array().unwrap().len());
     assert!(guest.kernels.iter().all(|kernel| !kernel.lacking().is_empty()));
     let plan = guest::plan(&guest, fixes).unwrap();
@@ -888,8 +889,8 @@ fn fixed_and_booted(
         path
     });
     let firmware = if options.contains(&"firmware=uefi") { Firmware::Uefi } else { Firmware::Bios };
-    let machine =
-        Machine { accelerator: Accelerator::Tcg, config_drive, firmware, ..Machine::new(&copy, Format::Raw) };
+    let (accelerator, arch) = (Accelerator::Tcg, Arch::of_guest(arch));
+    let machine = Machine { accelerator, arch, config_drive, firmware, ..Machine::new(&copy, Format::Raw) };
     let outcome = haul::boot::run(
         &Programs::default(),
         &machine,
@@ -1013,6 +1014,22 @@ fn a_debian_with_drivers_appended_to_an_initramfs_by_dracut_boots_on_virtio() {
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_with_drivers_appended_to_an_lz4_initramfs_boots_on_virtio() {
     moves_with_drivers_appended(&["compress=lz4"]);
+}
+
+const ARM: [&str; 4] = ["arch=arm64", "pt=gpt", "firmware=uefi", "rootref=uuid"];
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn an_arm64_debian_is_fixed_by_its_own_programs_on_another_machine_and_boots_on_virtio() {
+    run("bash", &["-c", ". scripts/guests/deps.sh && runs_arm64"]);
+    let words = fixed_and_booted(&ARM, None, &Options::default());
+    assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn an_arm64_debian_with_drivers_appended_boots_on_virtio() {
+    moves_with_drivers_appended(&ARM);
 }
 
 #[test]

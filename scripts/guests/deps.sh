@@ -4,7 +4,7 @@
 
 guest_packages=(
   arch-test dosfstools e2fsprogs fdisk iproute2 jq kmod mmdebstrap mtools openssh-client openssl ovmf procps
-  qemu-system-x86 qemu-utils util-linux xorriso xz-utils zstd
+  qemu-efi-aarch64 qemu-system-arm qemu-system-x86 qemu-user-static qemu-utils util-linux xorriso xz-utils zstd
 )
 
 # What of "$@" is not installed. Its keyring lets a machine that is not Debian fetch Debian's suites.
@@ -61,6 +61,15 @@ install_packages() (
     apt_get install --no-install-recommends $qemu >&2
   fi
 )
+
+# Lets this machine run programs for ARM's 64-bit machines, by QEMU, in whatever folder tree they lie (flag F).
+runs_arm64() {
+  arch-test arm64 >/dev/null 2>&1 && return 0
+  local at=/proc/sys/fs/binfmt_misc
+  [ -e $at/register ] || mount -t binfmt_misc binfmt_misc $at
+  cat /usr/lib/binfmt.d/qemu-aarch64.conf >$at/register 2>/dev/null || true
+  arch-test arm64 >/dev/null
+}
 
 install_guest_packages() {
   if ! command -v dpkg-query >/dev/null; then

@@ -3,12 +3,13 @@
 # tree (suite=bookworm chooses another one). For tests, which must not write it. Needs root.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
-suite=bookworm kernels=1 builder=initramfs-tools firmware=bios packages=() options=()
+suite=bookworm kernels=1 builder=initramfs-tools firmware=bios arch=amd64 packages=() options=()
 for option in "$@"; do
   case $option in
     suite=*) suite=${option#*=} ;;
     kernels=*) kernels=${option#*=} options+=("$option") ;;
     firmware=*) firmware=${option#*=} options+=("$option") ;;
+    arch=*) arch=${option#*=} options+=("$option") ;;
     fs=xfs) packages+=(xfsprogs) options+=("$option") ;;
     fs=btrfs) packages+=(btrfs-progs) options+=("$option") ;;
     compress=lz4) packages+=(lz4) options+=("$option") ;;
@@ -25,7 +26,7 @@ disk=$cache/disk-$name.raw
 exec 9>"$disk.lock"
 flock 9
 if [ ! -e "$disk" ]; then
-  "$here/tree.sh" "$suite" "$disk.tree" "kernels=$kernels" "builder=$builder" "firmware=$firmware" \
+  "$here/tree.sh" "$suite" "$disk.tree" "kernels=$kernels" "builder=$builder" "firmware=$firmware" "arch=$arch" \
     "packages=$(IFS=,; echo "${packages[*]}")" 9>&-
   "$here/mkguest.sh" "$disk.tree" "$disk" "${options[@]}" >&2 9>&-
   rm "$disk.tree"

@@ -4,7 +4,7 @@
 # NIC pinned by MAC to a static address. Needs root and loop devices, mtools; no partition, device-mapper or vfat support.
 #
 #   size=3G               of the disk                      pt=mbr|gpt         partition table
-#   firmware=bios|uefi    (uefi with pt=gpt, and a tree made for it)
+#   firmware=bios|uefi    (uefi with pt=gpt, and a tree made for it)      arch=amd64|arm64 (arm64 by uefi, a tree made for it)
 #   fs=ext4|xfs|btrfs     of the root (btrfs: in a subvolume)  on=partition|lvm|raid  what it lies on: a partition, a volume of
 #                         a group, or a mirror of which this disk is one half; the tree needs the programs for it
 #   rootref=dev|uuid|label  in fstab and kernel command line  boot=no|yes     /boot on a partition of its own
@@ -21,10 +21,12 @@ if [ "${HAUL_GUEST_NAMESPACE:-}" != "$PPID" ]; then
 fi
 
 here=$(dirname "$(readlink -f "$0")")
+. "$here/deps.sh"
 tree=$1 out=$2
 declare -A key=(
   [size]=3G [pt]=mbr [firmware]=bios [rootref]=dev [boot]=no [bootfull]=0 [initramfs]=list [kernels]=1 [swap]=no [cloudinit]=yes
   [net]=mac [payload]=16 [junk]=256 [fs]=ext4 [on]=partition [compress]=default
+  [arch]=amd64
 )
 for option in "${@:3}"; do
   [[ $option == *=* && -v key[${option%%=*}] ]] || { echo "unknown option $option" >&2; exit 2; }
@@ -54,6 +56,11 @@ add() { # LENGTH TYPE [FLAGS]: sets $start
 }
 swap_size=0
 [ "${key[swap]}" = no ] || swap_size=128
+case ${key[arch]} in
+  amd64) efi=x64 efi_platform=x86_64-efi serial=ttyS0,115200 ;;
+  arm64) efi=aa64 efi_platform=arm64-efi serial=ttyAMA0; runs_arm64 ;;
+  *) echo "unknown arch=${key[arch]}" >&2; exit 2 ;;
+esac
 linux=83 swap_type=82 root_type=83
 if [ "${key[pt]}" = gpt ]; then
   linux=0FC63DAF-8483-4772-8E79-3D69D8477DE4 root_type=$linux swap_type=0657FD6D-A4AB-43C4-84E5-0933C84B4F4F
@@ -327,10 +334,10 @@ ln -sf "${prefix}initrd.img-$newest" "$root/initrd.img"
 
 # --- Its boot loader: GRUB's own generator, told by a stand-in for grub-probe what it would find on the server.
 sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT=""/' \
-  -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200 net.ifnames=0"/' "$root/etc/default/grub"
+  -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=tty0 console='$serial' net.ifnames=0"/' "$root/etc/default/grub"
 {
-  echo 'GRUB_TERMINAL=serial'
-  echo 'GRUB_SERIAL_COMMAND="serial --unit=0 --speed=115200"'
+  # The firmware of an ARM machine has its console on the serial port by itself.
+  [ "${key[arch]}" = arm64 ] || printf '%s\n' GRUB_TERMINAL=serial 'GRUB_SERIAL_COMMAND="serial --unit=0 --speed=115200"'
   case ${key[rootref]} in
     dev) echo 'GRUB_DISABLE_LINUX_UUID=true' ;;
     label) printf 'GRUB_DEVICE=LABEL=root\nGRUB_DISABLE_LINUX_UUID=true\n' ;;
@@ -362,7 +369,7 @@ esac
 P
 chmod 755 "$work/files/grub-probe"
 mount --bind "$work/files/grub-probe" "$root/usr/sbin/grub-probe"
-[ "${key[firmware]}" = bios ] && platform=i386-pc || platform=x86_64-efi
+[ "${key[firmware]}" = bios ] && platform=i386-pc || platform=$efi_platform
 mkdir -p "$root/boot/grub/$platform"
 in_guest grub-mkconfig -o /boot/grub/grub.cfg 2>"$work/files/log" || { cat "$work/files/log" >&2; exit 1; }
 umount "$root/usr/sbin/grub-probe"
@@ -381,8 +388,8 @@ configfile \$prefix/grub.cfg
 G
   export MTOOLS_SKIP_CHECK=1
   mmd -i "$esp" ::/EFI ::/EFI/debian
-  mcopy -i "$esp" "$root/usr/lib/shim/shimx64.efi.signed" ::/EFI/debian/shimx64.efi
-  mcopy -i "$esp" "$root/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed" ::/EFI/debian/grubx64.efi
+  mcopy -i "$esp" "$root/usr/lib/shim/shim$efi.efi.signed" ::/EFI/debian/shim$efi.efi
+  mcopy -i "$esp" "$root/usr/lib/grub/$efi_platform-signed/grub$efi.efi.signed" ::/EFI/debian/grub$efi.efi
   mcopy -i "$esp" "$work/files/grub.cfg" ::/EFI/debian/grub.cfg
 else
   cp "$root"/usr/lib/grub/i386-pc/*.img "$root/boot/grub/i386-pc/"

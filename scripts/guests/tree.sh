@@ -1,31 +1,32 @@
 #!/usr/bin/env bash
 # tree.sh SUITE OUT.tar.zst [kernels=1|2] [builder=initramfs-tools|dracut]
-# [firmware=bios|uefi] [packages=A,B]: a Debian server as a tree, for mkguest.sh to put on a disk. Needs root.
+# [firmware=bios|uefi] [arch=amd64|arm64] [packages=A,B]: a Debian server as a tree, for mkguest.sh to put on a disk. Needs root.
 # It is made once per recipe and kept in the cache (HAUL_CACHE, else XDG_CACHE_HOME/haul, else ~/.cache/haul); OUT becomes
 # a link to it. kernels=2 adds the suite's other kernel of the same flavour. HAUL_MIRROR names another package mirror.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/deps.sh"
-suite=$1 out=$2 kernels=1 builder=initramfs-tools loader=(grub-pc) more=()
+suite=$1 out=$2 kernels=1 builder=initramfs-tools firmware=bios arch=amd64 more=()
 for option in "${@:3}"; do
   case $option in
     kernels=1 | kernels=2) kernels=${option#*=} ;;
     builder=initramfs-tools | builder=dracut) builder=${option#*=} ;;
-    firmware=bios) ;;
+    firmware=bios | firmware=uefi) firmware=${option#*=} ;;
+    arch=amd64 | arch=arm64) arch=${option#*=} ;;
     packages=*) IFS=, read -ra more <<<"${option#*=}" ;;
-    firmware=uefi) loader=(grub-efi-amd64 grub-efi-amd64-signed shim-signed) ;;
     *) echo "unknown option $option" >&2; exit 2 ;;
   esac
 done
 
+[ $firmware = bios ] && loader=(grub-pc) || loader=("grub-efi-$arch" "grub-efi-$arch-signed" shim-signed)
 packages=(
-  linux-image-amd64 systemd-sysv udev "$builder" "${loader[@]}" cloud-init ifupdown iproute2 openssh-server e2fsprogs
+  "linux-image-$arch" systemd-sysv udev "$builder" "${loader[@]}" cloud-init ifupdown iproute2 openssh-server e2fsprogs
   netbase isc-dhcp-client kmod procps dbus "${more[@]}"
 )
 # What a server does not need to boot: its documents, and the drivers of what no server or virtual machine has.
 exclude=(
   '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' '/usr/share/info/*' '/usr/share/grub/themes/*'
-  '/usr/lib/grub/'{i386-pc,x86_64-efi}'/*.module'
+  '/usr/lib/grub/'{i386-pc,x86_64-efi,arm64-efi}'/*.module'
   '/lib/modules/*/kernel/sound/*'
   '/lib/modules/*/kernel/drivers/'{gpu/drm/{amd,i915,nouveau,radeon,gma500,vmwgfx},media,isdn,iio,staging,infiniband,bluetooth,mmc,usb/gadget,comedi,thunderbolt,accel}'/*'
   '/lib/modules/*/kernel/drivers/net/'{wireless,can,wwan,usb,ieee802154}'/*'
@@ -34,7 +35,7 @@ exclude=(
 )
 other_kernel='set -e
 have=$(ls /lib/modules)
-other=$(apt-cache pkgnames linux-image-6. | sed -n "s/^linux-image-\([0-9.]*-[0-9]*-amd64\)$/\1/p" | grep -vxF "$have" | sort -V | tail -n 1)
+other=$(apt-cache pkgnames linux-image-6. | sed -n "s/^linux-image-\([0-9.]*-[0-9]*-'"$arch"'\)$/\1/p" | grep -vxF "$have" | sort -V | tail -n 1)
 [ -n "$other" ] || { echo "this suite has no other kernel" >&2; exit 1; }
 apt-get -qy install --no-install-recommends "linux-image-$other"'
 
@@ -54,7 +55,8 @@ if [ ! -e "$tree" ]; then
   start=$SECONDS
   part=$(mktemp "$tree.XXXXXX")
   trap 'rm -f "$part"' EXIT
-  options=(--variant=minbase --mode=root --format=tar "--include=$(IFS=,; echo "${packages[*]}")")
+  [ "$arch" = amd64 ] || runs_arm64
+  options=("--architectures=$arch" --variant=minbase --mode=root --format=tar "--include=$(IFS=,; echo "${packages[*]}")")
   options+=(--aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io)
   for path in "${exclude[@]}"; do options+=("--dpkgopt=path-exclude=$path"); done
   [ "$kernels" = 1 ] || options+=("--customize-hook=chroot \"\$1\" sh -c '$other_kernel'")

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
+use crate::host::programs::{Program, QEMU, QEMU_AARCH64};
 
 /// The format of the image's file. Given, never guessed: a raw disk may hold anything at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +18,44 @@ pub enum Format {
     Served,
 }
 
+/// The processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// QEMU's `pc`.
+    X86_64,
+    /// QEMU's `virt`, which has UEFI only.
+    Aarch64,
+}
+
+impl Arch {
+    /// The machine for a guest of this architecture, named as the kernel does; a PC where no other is known.
+    pub fn of_guest(name: &str) -> Self {
+        if name == "aarch64" { Arch::Aarch64 } else { Arch::X86_64 }
+    }
+
+    /// The QEMU that has it.
+    pub const fn program(self) -> &'static Program {
+        match self {
+            Arch::X86_64 => &QEMU,
+            Arch::Aarch64 => &QEMU_AARCH64,
+        }
+    }
+
+    /// Whether it is this machine's own.
+    pub(super) const fn is_native(self) -> bool {
+        match self {
+            Arch::X86_64 => cfg!(target_arch = "x86_64"),
+            Arch::Aarch64 => cfg!(target_arch = "aarch64"),
+        }
+    }
+}
+
 /// What starts the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Firmware {
     /// SeaBIOS.
     Bios,
-    /// OVMF, without secure boot.
+    /// OVMF or AAVMF, without secure boot.
     Uefi,
 }
 
@@ -66,6 +99,8 @@ pub struct Machine {
     pub image: PathBuf,
     /// The image's format.
     pub format: Format,
+    /// The processor.
+    pub arch: Arch,
     /// BIOS or UEFI.
     pub firmware: Firmware,
     /// Disk controller and network card.
@@ -89,6 +124,7 @@ impl Machine {
         Machine {
             image: image.into(),
             format,
+            arch: Arch::X86_64,
             firmware: Firmware::Bios,
             hardware: Hardware::Virtio,
             memory_mib: 1024,
@@ -110,11 +146,14 @@ impl Machine {
         };
         let accel = if accelerator == Accelerator::Kvm { "kvm" } else { "tcg,thread=multi" };
         words_of_every_machine(&mut add);
+        for (option, value) in self.hardware_words(accelerator) {
+            add(option, value.into());
+        }
         add("-accel", accel.into());
         add("-smp", self.cpus.to_string());
         add("-m", self.memory_mib.to_string());
-        if self.firmware == Firmware::Uefi {
-            let (code, variables) = ovmf()?;
+        if self.firmware == Firmware::Uefi || self.arch == Arch::Aarch64 {
+            let (code, variables) = uefi(self.arch)?;
             add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
             add("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={variables}"));
         }
@@ -148,16 +187,24 @@ impl Machine {
         add("-device", format!("{card},netdev=net,mac={mac},romfile="));
         Ok(words)
     }
+
+    fn hardware_words(&self, accelerator: Accelerator) -> [(&'static str, &'static str); 3] {
+        match self.arch {
+            // graphics=off has the firmware and GRUB's text console speak on the serial port too; the screen stays there.
+            Arch::X86_64 => [("-machine", "pc,graphics=off"), ("-cpu", "max"), ("-vga", "std")],
+            Arch::Aarch64 => {
+                // Pointers signed as the architecture has it take TCG half of its time.
+                let cpu = if accelerator == Accelerator::Tcg { "max,pauth-impdef=on" } else { "max" };
+                [("-machine", "virt"), ("-cpu", cpu), ("-device", "ramfb")]
+            }
+        }
+    }
 }
 
 fn words_of_every_machine(add: &mut impl FnMut(&str, String)) {
-    // graphics=off has the firmware and GRUB's text console speak on the serial port too; the screen stays there.
-    add("-machine", "pc,graphics=off".into());
     add("-nodefaults", "-no-user-config".into());
     add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into());
-    add("-cpu", "max".into());
     add("-display", "none".into());
-    add("-vga", "std".into());
     add("-chardev", "socket,id=qmp,fd=0".into());
     add("-mon", "chardev=qmp,mode=control".into());
     add("-chardev", "socket,id=serial,fd=1".into());
@@ -207,23 +254,37 @@ fn refuse_references(path: &Path, format: Format) -> Result<()> {
     }
 }
 
-/// OVMF's code and its empty variables, where distributions put them, as QEMU's `file=`.
-fn ovmf() -> Result<(String, String)> {
-    const PLACES: [(&str, &str); 5] = [
+/// The firmware's code and its empty variables, where distributions put them, as QEMU's `file=`.
+fn uefi(arch: Arch) -> Result<(String, String)> {
+    const OVMF: &[(&str, &str)] = &[
         ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"), // Debian 12, Ubuntu 24.04
         ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),       // older
         ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"), // RHEL, Fedora
         ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"), // Arch
         ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"), // SUSE
     ];
-    PLACES
+    const AAVMF: &[(&str, &str)] = &[
+        ("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"), // Debian, Ubuntu
+        (
+            "/usr/share/edk2/aarch64/QEMU_EFI-silent-pflash.raw",
+            "/usr/share/edk2/aarch64/vars-template-pflash.raw",
+        ), // RHEL, Fedora
+        ("/usr/share/qemu/aavmf-aarch64-code.bin", "/usr/share/qemu/aavmf-aarch64-vars.bin"), // SUSE
+    ];
+    let (places, debian, rhel) = match arch {
+        Arch::X86_64 => (OVMF, "ovmf", "edk2-ovmf"),
+        Arch::Aarch64 => (AAVMF, "qemu-efi-aarch64", "edk2-aarch64"),
+    };
+    places
         .iter()
         .find(|(code, variables)| Path::new(code).exists() && Path::new(variables).exists())
         .map(|(code, variables)| ((*code).to_owned(), (*variables).to_owned()))
         .ok_or_else(|| {
             Error::new(Kind::Privilege, "boot.ovmf", "UEFI firmware for QEMU is not installed")
                 .because("it is needed to boot a UEFI image")
-                .remedy("install it: apt-get install ovmf (Debian, Ubuntu) or dnf install edk2-ovmf (RHEL)")
+                .remedy(format!(
+                    "install it: apt-get install {debian} (Debian, Ubuntu) or dnf install {rhel} (RHEL)"
+                ))
         })
 }
 
@@ -249,8 +310,11 @@ mod tests {
     #[test]
     fn the_guest_gets_the_disk_and_nothing_to_start_it_by() {
         let (_dir, path) = image(&[0; 512], "a,file=b.raw");
-        for hardware in [Hardware::Virtio, Hardware::VirtioScsi, Hardware::Sata] {
-            let machine = Machine { hardware, ..Machine::new(&path, Format::Raw) };
+        let all = [Hardware::Virtio, Hardware::VirtioScsi, Hardware::Sata];
+        for (hardware, arch) in
+            all.into_iter().flat_map(|hardware| [(hardware, Arch::X86_64), (hardware, Arch::Aarch64)])
+        {
+            let machine = Machine { hardware, arch, ..Machine::new(&path, Format::Raw) };
             let words = machine.arguments(Accelerator::Tcg).unwrap();
             assert!(words.iter().all(|word| !["-kernel", "-initrd", "-append"].contains(&word.as_str())));
             let disk = words.iter().find(|word| word.contains("id=disk")).unwrap();

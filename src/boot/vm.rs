@@ -16,7 +16,7 @@ use crate::boot::machine::{Accelerator, Machine};
 use crate::boot::qmp::{Event, Qmp};
 use crate::error::{Error, Kind, Result};
 use crate::host::child::{Guarded, drain, nonblocking, tail, wait_readable};
-use crate::host::programs::{Programs, QEMU};
+use crate::host::programs::Programs;
 use crate::monitor::{Level, Monitor};
 
 /// Most of the console that is kept in its file, in bytes: a guest can print for ever.
@@ -74,7 +74,7 @@ impl<'a> Vm<'a> {
         monitor: &dyn Monitor,
     ) -> Result<Self> {
         let mut accelerator = match machine.accelerator {
-            Accelerator::Auto if kvm_is_usable() => Accelerator::Kvm,
+            Accelerator::Auto if machine.arch.is_native() && kvm_is_usable() => Accelerator::Kvm,
             Accelerator::Auto => Accelerator::Tcg,
             chosen => chosen,
         };
@@ -264,7 +264,7 @@ impl Qemu {
         let (control, their_control) = pair()?;
         let (console, their_console) = pair()?;
         console.set_nonblocking(true).map_err(|error| broken("making a socket", error))?;
-        let mut command = programs.command(&QEMU)?;
+        let mut command = programs.command(machine.arch.program())?;
         command
             .args(machine.arguments(accelerator)?)
             .stdin(Stdio::from(OwnedFd::from(their_control)))

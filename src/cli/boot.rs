@@ -13,8 +13,9 @@ use super::output::Output;
 use crate::boot::{self, Expect, Machine, State};
 use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
+use crate::guest;
 use crate::guest::disk::{BootMode, file_systems};
-use crate::host::programs::{Programs, QEMU};
+use crate::host::programs::Programs;
 use crate::image::{Format, Image, qcow2};
 use crate::io::nbd::Server;
 use crate::job::open::Opened;
@@ -38,6 +39,9 @@ pub struct Arguments {
     /// Firmware (default: UEFI when the disk has an EFI system partition and no BIOS boot partition)
     #[arg(long, value_enum)]
     firmware: Option<Firmware>,
+    /// Processor (default: the one that the disk's system is for)
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
     /// Disk controller and network card
     #[arg(long, value_enum, default_value = "virtio")]
     hardware: Hardware,
@@ -65,6 +69,13 @@ enum Firmware {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Arch {
+    #[value(name = "x86_64")]
+    X86_64,
+    Aarch64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Hardware {
     Virtio,
     VirtioScsi,
@@ -83,7 +94,6 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
             .remedy("name another file, such as console.log"));
     }
     let programs = Programs::default();
-    programs.find(&QEMU)?;
     let progress = Arc::new(output.progress());
     let monitor: Arc<dyn Monitor> = progress.clone();
     let input = &arguments.input;
@@ -93,8 +103,18 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
         Some(firmware) => matches!(firmware, Firmware::Uefi),
         None => matches!(file_systems(&image.disk), Ok((_, BootMode::Uefi))),
     };
+    let arch = match arguments.arch {
+        Some(Arch::X86_64) => boot::Arch::X86_64,
+        Some(Arch::Aarch64) => boot::Arch::Aarch64,
+        // What is no Linux that haul knows is for a PC.
+        None => boot::Arch::of_guest(
+            guest::inspect(Arc::clone(&image.disk)).map_or("unknown", |guest| guest.arch),
+        ),
+    };
+    programs.find(arch.program())?;
     let (served, path, format) = present(&opened, image)?;
     let machine = Machine {
+        arch,
         firmware: if uefi { boot::Firmware::Uefi } else { boot::Firmware::Bios },
         hardware: match arguments.hardware {
             Hardware::Virtio => boot::Hardware::Virtio,

@@ -11,8 +11,12 @@ use super::initramfs::{self, Contents, Init};
 use crate::error::{Error, Kind, Result};
 use crate::unit::{MIB, to_usize};
 
-/// The machine code of `drivers/linux/init-x86_64.S`.
-const INIT_X86_64: &[u8] = include_bytes!("../../drivers/linux/init-x86_64.bin");
+/// The machines that a program is there for: their number in ELF files (elf(5): e_machine), and the machine code of
+/// `drivers/linux/init-NAME.S`.
+const MACHINES: [(u8, &[u8]); 2] = [
+    (62, include_bytes!("../../drivers/linux/init-x86_64.bin")),
+    (183, include_bytes!("../../drivers/linux/init-aarch64.bin")),
+];
 /// Where the modules are in the initramfs.
 const FOLDER: &str = "haul";
 /// Most bytes of all modules, unpacked, and of modules.dep; a kernel's virtio has half a MiB.
@@ -41,7 +45,8 @@ pub fn is_in(contents: &Contents) -> bool {
 }
 
 fn is_program(bytes: &[u8]) -> bool {
-    bytes.get(ELF_HEADERS..).is_some_and(|code| code.starts_with(INIT_X86_64))
+    let code = bytes.get(ELF_HEADERS..).unwrap_or_default();
+    MACHINES.iter().any(|(_, init)| code.starts_with(init))
 }
 
 /// What to append to the initramfs `image`, which has `len` bytes, so that kernel `kernel` loads the modules of these names
@@ -65,13 +70,14 @@ pub fn appendix(kernel: &str, image: &str, len: u64, names: &[String], open: Ope
 
     let mut archive = Archive::default();
     archive.entry(FOLDER, 0o040_755, &[]);
-    let mut loaded = Vec::new();
+    let (mut loaded, mut machine) = (Vec::new(), None);
     for file in in_order(&text, names) {
         let path = if file.starts_with('/') { file.to_owned() } else { format!("{root}/{file}") };
         let stream = open(&path)?.ok_or_else(|| absent(&path))?;
         let room = MAX_BYTES.saturating_sub(archive.bytes.len() as u64);
         let bytes =
             unpacked(&path, stream, room).map_err(|error| failed().because(path.clone()).caused_by(error))?;
+        machine = bytes.get(18).copied();
         let name = format!("{FOLDER}/{}.ko", initramfs::module_name(&path).unwrap_or_default());
         archive.entry(&name, 0o100_644, &bytes);
         loaded.push((format!("/{name}"), bytes.len() as u64));
@@ -82,7 +88,8 @@ pub fn appendix(kernel: &str, image: &str, len: u64, names: &[String], open: Ope
         Some(Init::Link(target)) => archive.entry(initramfs::REPLACED_INIT, 0o120_777, target),
         None => return Err(failed().because("it has no /init")),
     }
-    archive.entry("init", 0o100_755, &program(&loaded));
+    let machine = machine.ok_or_else(|| failed().because("none of the drivers is installed as a module"))?;
+    archive.entry("init", 0o100_755, &program(machine, &loaded));
     let bytes = archive.end();
     Ok(match found.parts.last() {
         // Where one ends is not marked: only more of the same may follow.
@@ -124,8 +131,10 @@ fn unpacked(path: &str, stream: Box<dyn Read + '_>, room: u64) -> io::Result<Vec
     let why = match () {
         () if bytes.len() as u64 > room => "the modules are too large",
         () if bytes.get(..4) != Some(b"\x7fELF") => "it is no kernel module",
-        // What the kernel is for, whatever the programs beside it are for (elf(5): e_ident, e_machine).
-        () if (bytes.get(4), bytes.get(18)) != (Some(&2), Some(&62)) => {
+        // What the kernel is for, whatever the programs beside it are for: 64 bits, little-endian, e_machine.
+        () if bytes.get(4..6) != Some(&[2, 1])
+            || MACHINES.iter().all(|(machine, _)| bytes.get(18) != Some(machine)) =>
+        {
             "it is for a machine that haul has no program for"
         }
         () => return Ok(bytes),
@@ -133,9 +142,10 @@ fn unpacked(path: &str, stream: Box<dyn Read + '_>, room: u64) -> io::Result<Vec
     Err(io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
-/// The program that loads the files of these names and sizes, then becomes the init that was there: an ELF file of one
-/// segment, as in elf(5).
-fn program(modules: &[(String, u64)]) -> Vec<u8> {
+/// The program for `machine`, one of [`MACHINES`], that loads the files of these names and sizes, then becomes the init that
+/// was there: an ELF file of one segment, as in elf(5).
+fn program(machine: u8, modules: &[(String, u64)]) -> Vec<u8> {
+    let code = MACHINES.iter().find(|(number, _)| *number == machine).map_or(&[][..], |(_, code)| code);
     let last = (format!("/{}", initramfs::REPLACED_INIT), 0);
     let entries: Vec<&(String, u64)> = modules.iter().chain([&last]).collect();
     let (mut table, mut paths) = (Vec::new(), Vec::new());
@@ -144,12 +154,12 @@ fn program(modules: &[(String, u64)]) -> Vec<u8> {
         table.extend(at.to_le_bytes().into_iter().chain(size.to_le_bytes()));
         paths.extend(path.bytes().chain([0]));
     }
-    let len = (ELF_HEADERS + INIT_X86_64.len() + table.len() + paths.len()) as u64;
+    let len = (ELF_HEADERS + code.len() + table.len() + paths.len()) as u64;
     let mut out = Vec::new();
     // 64 bits, little-endian, version 1, System V.
     out.extend(*b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    // An executable for x86-64, version 1.
-    out.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    // An executable, version 1.
+    out.extend([2, 0, machine, 0, 1, 0, 0, 0]);
     // Entry, program headers, section headers.
     for word in [ADDRESS + ELF_HEADERS as u64, 64, 0] {
         out.extend(word.to_le_bytes());
@@ -158,10 +168,11 @@ fn program(modules: &[(String, u64)]) -> Vec<u8> {
     out.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     // To load, to be read and run.
     out.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-    for word in [0, ADDRESS, ADDRESS, len, len, 0x1000] {
+    // Pages of ARM may have 64 KiB.
+    for word in [0, ADDRESS, ADDRESS, len, len, 0x1_0000] {
         out.extend(word.to_le_bytes());
     }
-    [out.as_slice(), INIT_X86_64, &table, &paths].concat()
+    [out.as_slice(), code, &table, &paths].concat()
 }
 
 /// A length as the formats have it: all of ours are bounded far below.
@@ -218,15 +229,16 @@ mod tests {
     #[test]
     fn the_machine_code_is_that_of_its_source() {
         let dir = tempfile::tempdir().unwrap();
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/drivers/linux/init-x86_64.S");
-        let (object, code) = (dir.path().join("object"), dir.path().join("code"));
-        let built = Command::new("cc").args(["-c", "-m64", source, "-o"]).arg(&object).status().unwrap();
-        let cut = ["-O", "binary", "-j", ".text"];
-        assert!(
-            built.success()
-                && Command::new("objcopy").args(cut).arg(&object).arg(&code).status().unwrap().success()
-        );
-        assert_eq!(std::fs::read(code).unwrap(), INIT_X86_64);
+        for ((_, init), name) in MACHINES.iter().zip(["x86_64", "aarch64"]) {
+            let source = format!("{}/drivers/linux/init-{name}.S", env!("CARGO_MANIFEST_DIR"));
+            let (object, code) = (dir.path().join("object"), dir.path().join("code"));
+            let tool = |of: &str| Command::new(format!("{name}-linux-gnu-{of}"));
+            let built = tool("as").arg(source).arg("-o").arg(&object).status().unwrap();
+            let cut = ["-O", "binary", "-j", ".text"];
+            let cut = tool("objcopy").args(cut).arg(&object).arg(&code).status().unwrap();
+            assert!(built.success() && cut.success());
+            assert_eq!(std::fs::read(code).unwrap(), *init, "{name}");
+        }
     }
 
     #[test]
@@ -255,7 +267,7 @@ mod tests {
 
     /// What begins like a kernel module for this machine.
     fn module(machine: u8, name: &str) -> Vec<u8> {
-        let mut out = [b"\x7fELF\x02".as_slice(), &[0; 13], &[machine, 0]].concat();
+        let mut out = [b"\x7fELF\x02\x01".as_slice(), &[0; 12], &[machine, 0]].concat();
         out.extend(name.bytes());
         out
     }
@@ -265,9 +277,10 @@ mod tests {
         let of = |bytes: Vec<u8>, room| unpacked("x.ko", Box::new(io::Cursor::new(bytes)), room);
         assert_eq!(of(module(62, ""), 20).unwrap(), module(62, ""));
         assert!(of(module(62, ""), 19).unwrap_err().to_string().contains("too large"));
-        // Of a 32-bit kernel, of ARM, and none at all.
+        assert_eq!(of(module(183, ""), 20).unwrap(), module(183, ""));
+        // Of a 32-bit kernel, of RISC-V, and none at all.
         for (bytes, why) in
-            [(module(3, ""), "machine"), (module(183, ""), "machine"), (vec![0; 20], "no kernel module")]
+            [(module(3, ""), "machine"), (module(243, ""), "machine"), (vec![0; 20], "no kernel module")]
         {
             assert!(of(bytes, 100).unwrap_err().to_string().contains(why));
         }
@@ -349,7 +362,6 @@ mod tests {
         };
         put("haul/x.ko", b"no module");
         let modules = [("/haul/x.ko".to_owned(), 9), ("/haul/absent.ko".to_owned(), 9)];
-        put("init", &program(&modules));
         let source = dir.path().join("init.c");
         let text = "#include <stdio.h>\n#include <stdlib.h>\n\
                     int main(int n, char **words) { printf(\"%s %s %s\", words[0], words[1], getenv(\"HOME\")); return 7; }";
@@ -361,9 +373,15 @@ mod tests {
             .arg(dir.path().join("init.haul"))
             .status();
         assert!(built.unwrap().success());
-        let mut command = Command::new("chroot");
-        let ended = command.arg(dir.path()).args(["/init", "quiet"]).env("HOME", "/here").output().unwrap();
-        assert_eq!(ended.status.code(), Some(7), "{ended:?}");
-        assert_eq!(String::from_utf8_lossy(&ended.stdout), "/init quiet /here");
+        // QEMU has the system calls of ARM's program done by this kernel.
+        std::fs::copy("/usr/bin/qemu-aarch64-static", dir.path().join("qemu")).unwrap();
+        for (machine, by) in [(62, None), (183, Some("/qemu"))] {
+            put("init", &program(machine, &modules));
+            let mut command = Command::new("chroot");
+            command.arg(dir.path()).args(by).args(["/init", "quiet"]).env("HOME", "/here");
+            let ended = command.output().unwrap();
+            assert_eq!(ended.status.code(), Some(7), "{ended:?}");
+            assert_eq!(String::from_utf8_lossy(&ended.stdout), "/init quiet /here");
+        }
     }
 }

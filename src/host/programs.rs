@@ -33,14 +33,26 @@ pub struct Program {
     pub rhel: &'static str,
 }
 
+/// What RHEL and its kin call the QEMU for the machine it runs on.
+const QEMU_KVM: &[&str] = &["/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm"];
+
 /// The virtual machine of the boot test.
 pub const QEMU: Program = Program {
     name: "qemu-system-x86_64",
-    elsewhere: &["/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm"],
+    elsewhere: if cfg!(target_arch = "x86_64") { QEMU_KVM } else { &[] },
     version: "--version",
     purpose: "boot an image",
     debian: "qemu-system-x86",
     rhel: "qemu-kvm",
+};
+
+/// The same for ARM's 64-bit machines.
+pub const QEMU_AARCH64: Program = Program {
+    name: "qemu-system-aarch64",
+    elsewhere: if cfg!(target_arch = "aarch64") { QEMU_KVM } else { &[] },
+    debian: "qemu-system-arm",
+    rhel: "qemu-system-aarch64-core",
+    ..QEMU
 };
 
 /// Where programs are on this host. Each is looked for once; [`Programs::replace`] puts another in its place.

@@ -47,11 +47,13 @@ fn root(subject: &Subject<'_>) -> Option<Verdict> {
     });
     let evidence = format!("{name} for {}{}", guest.arch, on.unwrap_or_default());
     Some(match guest.arch {
-        "x86_64" | "i386" => Verdict::pass(evidence),
+        "x86_64" | "i386" | "aarch64" => Verdict::pass(evidence),
         "unknown" => {
             Verdict::warn(evidence, "no program tells its architecture: see that its files are whole")
         }
-        _ => Verdict::warn(evidence, "haul was proven with x86 systems only: test the copy"),
+        _ => {
+            Verdict::warn(evidence, "haul was proven with systems for x86 and 64-bit ARM only: test the copy")
+        }
     })
 }
 

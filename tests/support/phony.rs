@@ -49,5 +49,5 @@ pub fn with_init(modules: &[&str], init: &str) -> Vec<u8> {
 
 /// What begins like a kernel module for x86-64.
 pub fn module() -> Vec<u8> {
-    [b"\x7fELF\x02".as_slice(), &[0; 13], &[62, 0]].concat()
+    [b"\x7fELF\x02\x01".as_slice(), &[0; 12], &[62, 0]].concat()
 }
