@@ -567,6 +567,27 @@ mod cloud {
     }
 
     #[test]
+    fn a_bucket_is_sent_something_on_trial_and_keeps_nothing() {
+        use haul::preflight::Bucket;
+        use haul::store::ObjectStore;
+        use haul::store::fault::Faulty;
+        use haul::store::memory::Memory;
+
+        let memory = Arc::new(Memory::new("images-1250000000"));
+        let of = |store: Arc<dyn ObjectStore>| {
+            let options = Options { bucket: Some(Bucket(store)), ..Options::default() };
+            Server::ready().disk().check(&options)
+        };
+        let report = of(memory.clone());
+        let (severity, evidence) = finding(&report, "cloud.bucket");
+        assert_eq!(severity, Severity::Pass);
+        assert!(evidence.contains("a second to memory://images-1250000000/: the "), "{evidence}");
+        assert!(evidence.ends_with(" in use would take about 1 min, less when compressed"), "{evidence}");
+        assert!(memory.uploads("").unwrap().is_empty());
+        assert_fails(&of(Arc::new(Faulty::new(memory, 1, 1000))), "cloud.bucket", "haul-check-");
+    }
+
+    #[test]
     fn nobody_is_asked_unless_the_user_said_where() {
         let options = Options { cloud: Some(cloud(Edition::Public)), ..Options::default() };
         assert!(preflight::run(&[], &options).unwrap().findings.is_empty());

@@ -18,7 +18,7 @@ use crate::preflight::{self, Finding, Report, Severity, Target};
 #[command(after_help = "Examples:
   haul check                            every disk of this machine
   haul check --fixable server.qcow2     with the changes haul would make in the copy
-  haul check --region ap-guangzhou --skip-check source.in-use /dev/sda
+  haul check --region ap-guangzhou --bucket images-1250000000 /dev/sda
 
 Exit code 3 when a job would fail. The endpoints are asked when a region or an endpoint is set, and with keys whether the
 cloud imports the system.")]
@@ -34,6 +34,10 @@ pub struct Arguments {
     /// List what haul would mend in the copy
     #[arg(long)]
     fixable: bool,
+    /// Send some bytes to this bucket, which are dropped again: whether the keys may, and how fast
+    #[cfg(feature = "net")]
+    #[arg(long, value_name = "BUCKET")]
+    bucket: Option<String>,
     /// Leave a check out
     #[arg(long, value_name = "ID")]
     skip_check: Vec<String>,
@@ -56,7 +60,14 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     let gate = arguments.backing.iter().fold(Gate::closed(), Gate::backing);
     let targets: Vec<Target> = paths.iter().map(|path| Target::open(path, arguments.format, &gate)).collect();
+    #[cfg(feature = "net")]
+    let bucket = match &arguments.bucket {
+        Some(bucket) => Some(preflight::Bucket(Services::new(&arguments.cloud)?.bucket(bucket)?)),
+        None => None,
+    };
     let options = preflight::Options {
+        #[cfg(feature = "net")]
+        bucket,
         skip: arguments.skip_check.clone(),
         ignore: false,
         data_disks: of_host,

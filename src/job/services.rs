@@ -44,13 +44,8 @@ impl Services {
         &self.region
     }
 
-    /// One bucket, with retries and the bandwidth limit; a wait ends when `stop` is set.
-    pub fn store(
-        &self,
-        bucket: &str,
-        stop: &Arc<AtomicBool>,
-        monitor: &Arc<dyn Monitor>,
-    ) -> Result<Arc<dyn ObjectStore>> {
+    /// One bucket, each request sent once and as fast as it goes.
+    pub fn bucket(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>> {
         let keys = Keys {
             id: self.credentials.secret_id.clone(),
             secret: self.credentials.secret_key.clone(),
@@ -65,7 +60,17 @@ impl Services {
             connect_to: self.options.connect_to,
             keys: Arc::new(move || Ok(keys.clone())),
         };
-        let mut store: Arc<dyn ObjectStore> = Arc::new(S3::new(config)?);
+        Ok(Arc::new(S3::new(config)?))
+    }
+
+    /// One bucket, with retries and the bandwidth limit; a wait ends when `stop` is set.
+    pub fn store(
+        &self,
+        bucket: &str,
+        stop: &Arc<AtomicBool>,
+        monitor: &Arc<dyn Monitor>,
+    ) -> Result<Arc<dyn ObjectStore>> {
+        let mut store = self.bucket(bucket)?;
         if let Some(rate) = Rate::parse(&self.options.bandwidth_limit)? {
             store = Arc::new(Limit::new(store, Arc::new(Limiter::at(Some(rate)))));
         }

@@ -2,7 +2,9 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::{Check, Host, Run, Severity, Subject, Verdict};
 use crate::cloud::tencent::client::Skew;
@@ -13,17 +15,21 @@ use crate::cloud::{Credentials, SystemClock};
 use crate::config::Cloud;
 use crate::error::Result;
 use crate::unit::Secret;
+use crate::unit::bytes::human;
 
 /// Signatures older or newer than so many seconds are refused (API 3.0, TC3-HMAC-SHA256).
 const REFUSED: u64 = 300;
 /// A clock this many seconds off is not kept by anyone.
 const DOUBTED: u64 = 30;
+/// Bytes sent to a bucket on trial.
+const TRIAL: usize = 8 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub const CHECKS: &[Check] = &[
     Check { id: "cloud.os", title: "the cloud imports this system", run: Run::Disk(system) },
     Check { id: "cloud.cvm", title: "the CVM API answers", run: Run::Host(cvm) },
     Check { id: "cloud.cos", title: "the object store answers", run: Run::Host(cos) },
+    Check { id: "cloud.bucket", title: "the bucket takes what is sent", run: Run::Host(bucket) },
     Check { id: "cloud.clock", title: "this machine's clock is right", run: Run::Host(clock) },
 ];
 
@@ -42,6 +48,33 @@ fn system(subject: &Subject<'_>) -> Option<Verdict> {
     };
     Some(match os::choose(&guest.os.id, &guest.os.version, arch, &supported) {
         Ok(choice) => Verdict::pass(format!("as {choice}, for {}", arch.name())),
+        Err(error) => Verdict::of_error(Severity::Fail, &error),
+    })
+}
+
+/// Sends part of an upload that is then dropped: how fast, and that the keys may.
+fn bucket(host: &Host<'_>) -> Option<Verdict> {
+    let store = &host.options.bucket.as_ref()?.0;
+    let send = || {
+        let upload = store.begin(&format!("haul-check-{}", uuid::Uuid::new_v4()))?;
+        let began = Instant::now();
+        let sent = store.put_part(&upload, 1, Bytes::from(vec![0; TRIAL]).into());
+        let time = began.elapsed();
+        store.abort(&upload)?;
+        sent.map(|_| time)
+    };
+    Some(match send() {
+        Ok(time) => {
+            let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+            let rate = TRIAL as u64 * 1_000_000 / micros;
+            let minutes = host.used.checked_div(rate.saturating_mul(60)).unwrap_or(u64::MAX) + 1;
+            Verdict::pass(format!(
+                "{} a second to {}: the {} in use would take about {minutes} min, less when compressed",
+                human(rate),
+                store.name(""),
+                human(host.used)
+            ))
+        }
         Err(error) => Verdict::of_error(Severity::Fail, &error),
     })
 }

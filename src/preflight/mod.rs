@@ -168,10 +168,25 @@ pub struct Options {
     /// Its API, asked for the systems it imports where keys for it are known.
     #[cfg(feature = "net")]
     pub cvm: Option<crate::cloud::tencent::Cvm>,
+    /// The bucket the copy goes to, which something is sent to on trial.
+    #[cfg(feature = "net")]
+    pub bucket: Option<Bucket>,
     /// The folder haul will keep its state in.
     pub state: Option<PathBuf>,
     /// How the guest will be fixed.
     pub fixes: plan::Options,
+}
+
+/// A bucket of an object store.
+#[cfg(feature = "net")]
+#[derive(Clone)]
+pub struct Bucket(pub Arc<dyn crate::store::ObjectStore>);
+
+#[cfg(feature = "net")]
+impl std::fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Bucket").field(&self.0.name("")).finish()
+    }
 }
 
 impl Options {
@@ -211,6 +226,9 @@ impl<'a> Subject<'a> {
 /// This machine and the cloud.
 struct Host<'a> {
     options: &'a Options,
+    /// Bytes in use on all disks.
+    #[cfg(feature = "net")]
+    used: u64,
     #[cfg(feature = "net")]
     cvm: std::cell::OnceCell<Option<Result<Option<crate::cloud::tencent::client::Skew>>>>,
 }
@@ -245,6 +263,8 @@ pub fn run(targets: &[Target], options: &Options) -> Result<Report> {
             remedy: verdict.remedy,
         });
     };
+    #[cfg(feature = "net")]
+    let mut used = 0;
     for target in targets {
         let name = PathBuf::from(target.location.clone());
         let path = name.as_path();
@@ -257,6 +277,10 @@ pub fn run(targets: &[Target], options: &Options) -> Result<Report> {
             }
         };
         let subject = Subject::new(&target.location, disk, options);
+        #[cfg(feature = "net")]
+        {
+            used += subject.map.as_ref().map_or_else(|_| disk.size(), |map| map.used_bytes());
+        }
         for check in wanted() {
             if let Run::Disk(look) = check.run
                 && let Some(verdict) = look(&subject)
@@ -269,6 +293,8 @@ pub fn run(targets: &[Target], options: &Options) -> Result<Report> {
     }
     let host = Host {
         options,
+        #[cfg(feature = "net")]
+        used,
         #[cfg(feature = "net")]
         cvm: std::cell::OnceCell::new(),
     };
