@@ -21,7 +21,7 @@ use haul::image::{self, Gate};
 use support::{LoopMount, copy_image, empty_image, run, text};
 
 /// How long a server may take to boot and do its job, under TCG, in seconds.
-const TIME: &str = "1500";
+const TIME: &str = "2400";
 
 /// A disk of scripts/guests, which no test may write.
 fn debian(options: &[&str]) -> PathBuf {

@@ -53,7 +53,7 @@ pub fn choose(id: &str, version: &str, arch: Architecture, supported: &Supported
     Err(Error::new(
         Kind::Cloud,
         "cloud.os",
-        format!("the cloud imports no {id} {version} for {} and no `{OTHER}`", arch.name()),
+        format!("the cloud imports neither {id} {version} nor `{OTHER}` for {}", arch.name()),
     )
     .because(format!("it lists {}", supported.linux.join(", ")))
     .remedy("give the operating system to declare with --os-type and --os-version"))
