@@ -13,8 +13,8 @@ use super::output::Output;
 use crate::boot::{self, Expect, Machine, State};
 use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
-use crate::guest;
 use crate::guest::disk::{BootMode, file_systems};
+use crate::guest::inspect;
 use crate::host::programs::Programs;
 use crate::image::{Format, Image, qcow2};
 use crate::io::nbd::Server;
@@ -106,10 +106,11 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
     let arch = match arguments.arch {
         Some(Arch::X86_64) => boot::Arch::X86_64,
         Some(Arch::Aarch64) => boot::Arch::Aarch64,
-        // What is no Linux that haul knows is for a PC.
-        None => boot::Arch::of_guest(
-            guest::inspect(Arc::clone(&image.disk)).map_or("unknown", |guest| guest.arch),
-        ),
+        None if uefi => {
+            // What is no Linux that haul knows is for a PC.
+            boot::Arch::of_guest(inspect::arch_on(Arc::clone(&image.disk)).unwrap_or("unknown"))
+        }
+        None => boot::Arch::X86_64,
     };
     programs.find(arch.program())?;
     let (served, path, format) = present(&opened, image)?;
