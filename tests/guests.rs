@@ -224,6 +224,7 @@ fn a_plan_is_carried_out_on_the_overlay_and_the_source_is_not_touched() {
     let source = opened(&disk);
     let guest = guest::inspect(Arc::clone(&source)).unwrap();
     assert_eq!(guest.kernels[0].lacking(), ["virtio", "virtio_ring", "virtio_pci", "virtio_blk"]);
+    assert_eq!(guest::inspect::arch_on(Arc::clone(&source)).unwrap(), guest.arch);
     let plan = guest::plan(&guest, &Options::default()).unwrap();
     let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
     let tally = Tally::default();
@@ -1021,7 +1022,6 @@ const ARM: [&str; 4] = ["arch=arm64", "pt=gpt", "firmware=uefi", "rootref=uuid"]
 #[test]
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn an_arm64_debian_is_fixed_by_its_own_programs_on_another_machine_and_boots_on_virtio() {
-    run("bash", &["-c", ". scripts/guests/deps.sh && runs_arm64"]);
     let words = fixed_and_booted(&ARM, None, &Options::default());
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
 }
@@ -1030,6 +1030,23 @@ fn an_arm64_debian_is_fixed_by_its_own_programs_on_another_machine_and_boots_on_
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn an_arm64_debian_with_drivers_appended_boots_on_virtio() {
     moves_with_drivers_appended(&ARM);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn haul_boot_takes_the_processor_that_an_image_is_for() {
+    let (disk, _) = debian_disk(&ARM);
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("copy.qcow2");
+    let (haul, copy) = (env!("CARGO_BIN_EXE_haul"), copy.to_str().unwrap());
+    run(haul, &["convert", disk.to_str().unwrap(), copy]);
+    run(haul, &["fix", "--no-guest-programs", copy]);
+    let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
+    lock.lock().unwrap();
+    let console = dir.path().join("console.log");
+    let came_up = run(haul, &["boot", "--timeout", "400", "--console", console.to_str().unwrap(), copy]);
+    println!("figure: {}", came_up.lines().next().unwrap());
+    assert!(fs::read_to_string(&console).unwrap().contains("-arm64"), "{came_up}");
 }
 
 #[test]

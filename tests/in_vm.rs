@@ -214,7 +214,6 @@ fn a_server_on_btrfs_notices_nothing_of_its_twin() {
 #[test]
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_server_with_an_arm_processor_notices_nothing_of_its_twin() {
-    run("bash", &["-c", ". scripts/guests/deps.sh && runs_arm64"]);
     fixes_its_own_twin(&["arch=arm64", "pt=gpt", "firmware=uefi", "rootref=uuid"], "/dev/sda2");
 }
 

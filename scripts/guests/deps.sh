@@ -68,7 +68,9 @@ runs_arm64() {
   local at=/proc/sys/fs/binfmt_misc
   [ -e $at/register ] || mount -t binfmt_misc binfmt_misc $at
   cat /usr/lib/binfmt.d/qemu-aarch64.conf >$at/register 2>/dev/null || true
-  arch-test arm64 >/dev/null
+  arch-test arm64 >/dev/null && return 0
+  echo "this machine cannot run programs for arm64: qemu-user-static is not registered in $at" >&2
+  return 1
 }
 
 install_guest_packages() {

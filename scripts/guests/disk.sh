@@ -19,6 +19,8 @@ for option in "$@"; do
     *) options+=("$option") ;;
   esac
 done
+. "$here/deps.sh"
+[ "$arch" = amd64 ] || runs_arm64 # to make it, and for what the tests run of it
 cache=${HAUL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/haul}
 mkdir -p "$cache"
 name=$( (printf '%s\n' "$suite" "${options[@]}" | sort; cat "$here"/{tree.sh,mkguest.sh,beacon}) | sha256sum | cut -c 1-16)

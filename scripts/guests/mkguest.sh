@@ -21,7 +21,6 @@ if [ "${HAUL_GUEST_NAMESPACE:-}" != "$PPID" ]; then
 fi
 
 here=$(dirname "$(readlink -f "$0")")
-. "$here/deps.sh"
 tree=$1 out=$2
 declare -A key=(
   [size]=3G [pt]=mbr [firmware]=bios [rootref]=dev [boot]=no [bootfull]=0 [initramfs]=list [kernels]=1 [swap]=no [cloudinit]=yes
@@ -58,7 +57,7 @@ swap_size=0
 [ "${key[swap]}" = no ] || swap_size=128
 case ${key[arch]} in
   amd64) efi=x64 efi_platform=x86_64-efi serial=ttyS0,115200 ;;
-  arm64) efi=aa64 efi_platform=arm64-efi serial=ttyAMA0; runs_arm64 ;;
+  arm64) efi=aa64 efi_platform=arm64-efi serial=ttyAMA0 ;;
   *) echo "unknown arch=${key[arch]}" >&2; exit 2 ;;
 esac
 linux=83 swap_type=82 root_type=83
@@ -69,6 +68,7 @@ if [ "${key[pt]}" = gpt ]; then
     uefi) add 48 C12A7328-F81F-11D2-BA4B-00A0C93EC93B; esp_number=$number esp_start=$start ;;
   esac
 fi
+[ "${key[arch]}-${key[firmware]}" != arm64-bios ] || { echo "arch=arm64 needs firmware=uefi" >&2; exit 2; }
 [ "${key[firmware]}" = bios ] || [ -n "${esp_number:-}" ] || { echo "firmware=uefi needs pt=gpt" >&2; exit 2; }
 if [ "${key[boot]}" = yes ]; then
   boot_size=192

@@ -55,7 +55,6 @@ if [ ! -e "$tree" ]; then
   start=$SECONDS
   part=$(mktemp "$tree.XXXXXX")
   trap 'rm -f "$part"' EXIT
-  [ "$arch" = amd64 ] || runs_arm64
   options=("--architectures=$arch" --variant=minbase --mode=root --format=tar "--include=$(IFS=,; echo "${packages[*]}")")
   options+=(--aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io)
   for path in "${exclude[@]}"; do options+=("--dpkgopt=path-exclude=$path"); done

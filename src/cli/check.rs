@@ -9,9 +9,9 @@ use crate::error::{Error, Kind, Result};
 use crate::guest::plan;
 use crate::host::disks;
 use crate::image::{Format, Gate};
-#[cfg(feature = "net")]
-use crate::job::services::Services;
 use crate::preflight::{self, Finding, Report, Severity, Target};
+#[cfg(feature = "net")]
+use crate::{cloud::tencent::Cvm, job::services::Services};
 
 /// Check disks or images, this machine and the cloud before a job; changes nothing
 #[derive(clap::Args)]
@@ -74,13 +74,8 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         cloud: Some(arguments.cloud.clone()),
         state: Some(arguments.state.folder()?),
         fixes: plan::Options::default(),
-        // Without keys this one question is not asked.
         #[cfg(feature = "net")]
-        cvm: arguments
-            .cloud
-            .is_named()
-            .then(|| Services::new(&arguments.cloud)?.cvm(&std::sync::Arc::default()))
-            .and_then(Result::ok),
+        cvm: if arguments.cloud.is_named() { api(&arguments.cloud)? } else { None },
     };
     let report = preflight::run(&targets, &options)?;
     output.result(&report, &text(&report, arguments.fixable));
@@ -88,6 +83,15 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         output.fail(Kind::Preflight);
     }
     Ok(())
+}
+
+/// The cloud's API where keys and a region are known: without them that one question is not asked.
+#[cfg(feature = "net")]
+fn api(cloud: &config::Cloud) -> Result<Option<Cvm>> {
+    match Services::new(cloud).and_then(|services| services.cvm(&std::sync::Arc::default())) {
+        Err(error) if ["credentials.none", "config.region"].contains(&error.id()) => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 fn text(report: &Report, fixable: bool) -> String {

@@ -34,6 +34,7 @@ use crate::host::child::{self, Guarded};
 use crate::host::export::{self, FuseDevice, MemoryLock};
 use crate::host::labels;
 use crate::host::loopdev::LoopDevice;
+use crate::host::mounts;
 use crate::host::namespace::{self, Limits};
 use crate::image::overlay::{Overlay, Sealed};
 use crate::io::ReadAt;
@@ -157,7 +158,8 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
 /// Carries out what needs the kernel's file systems.
 fn mounted(plan: &Plan, shown: &Arc<dyn export::Disk>, setup: &Setup, monitor: &dyn Monitor) -> Result<()> {
     let folder = fs::canonicalize(&setup.folder).map_err(|error| folder_error(&setup.folder, error))?;
-    let shown: Arc<dyn export::Disk> = Arc::new(Twins::new(Arc::clone(shown), plan.mounts.iter())?);
+    let shown: Arc<dyn export::Disk> =
+        Arc::new(Twins::new(Arc::clone(shown), plan.mounts.iter(), Path::new(mounts::BTRFS))?);
     let _lock = MemoryLock::new();
     let _rule = UdevRule::write();
     let fuse = FuseDevice::open()?;

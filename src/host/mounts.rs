@@ -117,14 +117,17 @@ pub fn parse_swaps(text: &str) -> Vec<String> {
     text.lines().skip(1).filter_map(|line| Some(unescape(line.split_whitespace().next()?))).collect()
 }
 
-/// Whether the btrfs with this UUID is mounted, in whatever namespace.
-pub fn has_btrfs(uuid: &Uuid) -> bool {
-    Path::new("/sys/fs/btrfs").join(uuid.hyphenated().to_string()).exists()
+/// Where the kernel tells of btrfs.
+pub const BTRFS: &str = "/sys/fs/btrfs";
+
+/// Whether the btrfs with this UUID is mounted, in whatever namespace, by what is told in the folder `btrfs`.
+pub fn has_btrfs(btrfs: &Path, uuid: &Uuid) -> bool {
+    btrfs.join(uuid.hyphenated().to_string()).exists()
 }
 
-/// Whether the kernel mounts a btrfs whose tree blocks have another UUID than it (Linux 5.0).
-pub fn knows_btrfs_aliases() -> bool {
-    Path::new("/sys/fs/btrfs/features/metadata_uuid").exists()
+/// Whether the kernel mounts a btrfs whose tree blocks have another UUID than it (Linux 5.0), by the same folder.
+pub fn knows_btrfs_aliases(btrfs: &Path) -> bool {
+    btrfs.join("features/metadata_uuid").exists()
 }
 
 /// The mounts of this process's namespace.

@@ -284,8 +284,6 @@ impl Run<'_> {
             cloud: Some(Cloud { region: Some(self.region.clone()), ..options.cloud.clone() }),
             state: Some(self.job.folder().to_owned()),
             fixes: options.fix.unwrap_or_default(),
-            // What the user says the system is needs no list.
-            cvm: options.os.is_none().then(|| self.cvm.clone()),
             ..preflight::Options::default()
         };
         let report = preflight::run(std::slice::from_ref(target), &checks)?;

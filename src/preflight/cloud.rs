@@ -38,7 +38,7 @@ fn configured<'a>(host: &Host<'a>) -> Option<&'a Cloud> {
     host.options.cloud.as_ref().filter(|cloud| cloud.is_named())
 }
 
-/// What the system would be declared as. On a machine that the cloud does not have, that alone is told, by `guest.os`.
+/// What the system would be declared as. On a machine that the cloud does not have, `guest.root` tells.
 fn system(subject: &Subject<'_>) -> Option<Verdict> {
     let (cvm, guest) = (subject.options.cvm.as_ref()?, subject.guest.as_ref().ok()?);
     let arch = Architecture::of_guest(guest.arch)?;
@@ -60,14 +60,15 @@ fn bucket(host: &Host<'_>) -> Option<Verdict> {
         let began = Instant::now();
         let sent = store.put_part(&upload, 1, Bytes::from(vec![0; TRIAL]).into());
         let time = began.elapsed();
-        store.abort(&upload)?;
-        sent.map(|_| time)
+        let dropped = store.abort(&upload);
+        sent?;
+        dropped.map(|()| time)
     };
     Some(match send() {
         Ok(time) => {
             let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
             let rate = TRIAL as u64 * 1_000_000 / micros;
-            let minutes = host.used.checked_div(rate.saturating_mul(60)).unwrap_or(u64::MAX) + 1;
+            let minutes = host.used / (rate * 60).max(1) + 1;
             Verdict::pass(format!(
                 "{} a second to {}: the {} in use would take about {minutes} min, less when compressed",
                 human(rate),

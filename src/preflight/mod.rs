@@ -200,6 +200,8 @@ struct Subject<'a> {
     location: &'a Location,
     disk: &'a Arc<dyn ReadAt>,
     map: Result<UsedMap>,
+    /// Bytes in use, all where no map tells.
+    used: u64,
     guest: Result<Guest>,
     plan: Option<Result<Plan>>,
     options: &'a Options,
@@ -209,7 +211,9 @@ impl<'a> Subject<'a> {
     fn new(location: &'a Location, disk: &'a Arc<dyn ReadAt>, options: &'a Options) -> Self {
         let guest = inspect(disk.clone());
         let plan = guest.as_ref().ok().map(|guest| plan::plan(guest, &options.fixes));
-        Subject { location, disk, map: used_map(disk.clone()), guest, plan, options }
+        let map = used_map(disk.clone());
+        let used = map.as_ref().map_or_else(|_| disk.size(), UsedMap::used_bytes);
+        Subject { location, disk, map, used, guest, plan, options }
     }
 
     /// The severity of what only a system disk must have.
@@ -278,9 +282,7 @@ pub fn run(targets: &[Target], options: &Options) -> Result<Report> {
         };
         let subject = Subject::new(&target.location, disk, options);
         #[cfg(feature = "net")]
-        {
-            used += subject.map.as_ref().map_or_else(|_| disk.size(), |map| map.used_bytes());
-        }
+        (used += subject.used);
         for check in wanted() {
             if let Run::Disk(look) = check.run
                 && let Some(verdict) = look(&subject)

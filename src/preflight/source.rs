@@ -72,9 +72,7 @@ fn in_use(subject: &Subject<'_>) -> Option<Verdict> {
 }
 
 fn size(subject: &Subject<'_>) -> Option<Verdict> {
-    let size = subject.disk.size();
-    let used = subject.map.as_ref().map_or(size, |map| map.used_bytes());
-    Some(judge_size(size, used))
+    Some(judge_size(subject.disk.size(), subject.used))
 }
 
 fn judge_size(size: u64, used: u64) -> Verdict {
