@@ -61,6 +61,20 @@ fn small_guest(folder: &Path, build: &str) -> PathBuf {
 
 /// The same, with this initramfs.
 fn small_guest_with(folder: &Path, build: &str, initrd: &[u8]) -> PathBuf {
+    small_tree(folder, build, initrd);
+    on_ext4(folder)
+}
+
+/// The tree of a small guest on a disk.
+fn on_ext4(folder: &Path) -> PathBuf {
+    let (root, disk) = (folder.join("tree"), folder.join("disk.raw"));
+    fs::File::create(&disk).unwrap().set_len(256 << 20).unwrap();
+    run("mkfs.ext4", &["-qF", "-d", root.to_str().unwrap(), disk.to_str().unwrap()]);
+    disk
+}
+
+/// Its tree, in a folder of this machine.
+fn small_tree(folder: &Path, build: &str, initrd: &[u8]) -> PathBuf {
     let root = folder.join("tree");
     let put = |path: &str, text: &[u8]| {
         let path = root.join(path.trim_start_matches('/'));
@@ -110,10 +124,7 @@ fn small_guest_with(folder: &Path, build: &str, initrd: &[u8]) -> PathBuf {
     put("/good.img", &initramfs(VIRTIO));
     let tool = put("/usr/sbin/mkinitramfs", format!("#!/bin/sh\nout=$2\n{build}\n").as_bytes());
     run("chmod", &["755", tool.to_str().unwrap()]);
-    let disk = folder.join("disk.raw");
-    fs::File::create(&disk).unwrap().set_len(256 << 20).unwrap();
-    run("mkfs.ext4", &["-qF", "-d", root.to_str().unwrap(), disk.to_str().unwrap()]);
-    disk
+    root
 }
 
 fn setup(folder: &Path) -> Setup {
@@ -627,6 +638,79 @@ fn a_guest_program_that_fails_or_leaves_virtio_out_fails_the_job_and_leaves_noth
     }
 }
 
+/// A dpkg that writes down how it is called, then does this.
+fn with_dpkg(folder: &Path, then: &str) -> PathBuf {
+    let tree = small_tree(folder, "cp /good.img $out", &initramfs(&["ahci"]));
+    fs::remove_file(tree.join("usr/bin/cloud-init")).unwrap();
+    fs::remove_dir_all(tree.join("etc/cloud")).unwrap();
+    let dpkg = tree.join("usr/bin/dpkg");
+    let script = format!(
+        "#!/bin/sh\nexec 3> /etc/told\necho \"$@\" >&3\n/usr/sbin/policy-rc.d\necho \"$? $DEBIAN_FRONTEND\" >&3\n\
+         for last; do :; done\ncat $last >&3\n{then}\n"
+    );
+    fs::write(&dpkg, script).unwrap();
+    run("chmod", &["755", dpkg.to_str().unwrap()]);
+    fs::create_dir_all(tree.join("var/lib/dpkg")).unwrap();
+    on_ext4(folder)
+}
+
+#[test]
+fn packages_are_installed_by_the_guests_own_program_and_nothing_of_it_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let installs = "touch /usr/bin/cloud-init\n\
+                    printf 'Package: cloud-init\\nVersion: 22.4.2-1\\nStatus: install ok installed\\n' > /var/lib/dpkg/status";
+    let source = opened(&with_dpkg(dir.path(), installs));
+    let names = ["python3-netifaces_0.11.0-2_amd64.deb", "cloud-init_22.4.2-1_all.deb"];
+    let packages: Vec<PathBuf> = names.iter().map(|name| dir.path().join(name)).collect();
+    for package in &packages {
+        fs::write(package, format!("this is {}\n", package.file_name().unwrap().display())).unwrap();
+    }
+    let options = Options { packages: packages[1..].to_vec(), ..Options::default() };
+    let options_of_both = Options { packages, ..Options::default() };
+    let plan = guest::plan(&guest::inspect(Arc::clone(&source)).unwrap(), &options_of_both).unwrap();
+    assert!(matches!(&plan.fixes[0], Fix::Install { .. }), "{plan}");
+    let overlay = Arc::new(Overlay::create(Arc::clone(&source), &dir.path().join("spool")).unwrap());
+    guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
+    gone(dir.path());
+    let fixed = guest::inspect(overlay.clone()).unwrap();
+    let told = fixed.tree.text("/etc/told").unwrap().unwrap();
+    let lines: Vec<&str> = told.lines().collect();
+    let [called, answer, content] = lines[..] else { panic!("{told}") };
+    let words: Vec<&str> = called.split(' ').map(|word| word.rsplit('/').next().unwrap()).collect();
+    assert_eq!(words, ["--install", "--force-confdef", "--force-confold", names[0], names[1]]);
+    assert_eq!((answer, content), ("101 noninteractive", "this is cloud-init_22.4.2-1_all.deb"));
+    assert!(!fixed.tree.exists("/usr/sbin/policy-rc.d").unwrap());
+    assert!(fixed.tree.names("/var/tmp").unwrap().iter().all(|name| !name.starts_with("haul")));
+    let again = guest::plan(&fixed, &options).unwrap();
+    assert!(again.is_empty(), "{again}");
+    // The other one is in no record of this dpkg.
+    let broken: Vec<_> =
+        guest::prove(&plan, overlay).unwrap().into_iter().filter(|proof| !proof.holds).collect();
+    assert!(broken.len() == 1 && broken[0].claim == "python3-netifaces 0.11.0-2 is installed", "{broken:#?}");
+}
+
+#[test]
+fn a_package_that_cannot_be_installed_fails_the_job_and_leaves_nothing() {
+    for is_there in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = opened(&with_dpkg(dir.path(), "echo cloud-init depends on python3 >&2; exit 1"));
+        let package = dir.path().join("cloud-init_22.4.2-1_all.deb");
+        fs::write(&package, "").unwrap();
+        let options = Options { packages: vec![package.clone()], ..Options::default() };
+        let plan = guest::plan(&guest::inspect(Arc::clone(&source)).unwrap(), &options).unwrap();
+        if !is_there {
+            fs::remove_file(package).unwrap();
+        }
+        let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
+        let error = guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap_err();
+        assert_eq!(error.facts(), [("cause", "guest.package".to_owned())], "{error:?}");
+        let expected = if is_there { "depends on python3" } else { "No such file" };
+        assert!(error.why().contains(expected), "{error:?}");
+        assert!(!overlay.is_sealed());
+        gone(dir.path());
+    }
+}
+
 /// A monitor that keeps the warnings.
 #[derive(Default)]
 struct Warnings(std::sync::Mutex<Vec<String>>);
@@ -1106,16 +1190,33 @@ fn a_debian_without_cloud_init_takes_its_password_from_a_forced_import() {
 
 #[test]
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
-fn a_debian_with_a_config_drive_takes_it_in_and_stays_itself() {
-    let drive = ConfigDrive {
+fn a_debian_given_the_package_of_cloud_init_is_set_up_by_it_and_stays_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "scripts/guests/package.sh";
+    let package = run(script, &["bookworm", "cloud-init", dir.path().to_str().unwrap()]);
+    let fixes = Options { packages: vec![package.trim().into()], ..Options::default() };
+    let drive = config_drive();
+    let words = fixed_and_booted(&["cloudinit=no"], Some(&drive), &fixes);
+    assert_eq!((words["cloud"].as_str(), words["livehost"].as_str()), ("done", "source-01"), "{words:?}");
+    assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+/// The settings that a cloud gives a server.
+fn config_drive() -> ConfigDrive {
+    ConfigDrive {
         instance_id: "ins-12345678".into(),
         hostname: Some("vm-10-0-2-15".into()),
         public_keys: Vec::new(),
         macs: vec![Machine::new("", Format::Raw).mac],
         user_data: None,
         password: None,
-    };
-    let words = fixed_and_booted(&[], Some(&drive), &Options::default());
+    }
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_with_a_config_drive_takes_it_in_and_stays_itself() {
+    let words = fixed_and_booted(&[], Some(&config_drive()), &Options::default());
     assert_eq!(words["cloud"], "done", "{words:?}");
     assert_eq!(words["livehost"], "source-01", "{words:?}");
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");

@@ -14,6 +14,7 @@ mod phony;
 use std::fs;
 use std::path::Path;
 
+use haul::error::Kind;
 use haul::guest;
 use haul::guest::disk::{BootMode, FileSystem};
 use haul::guest::inspect::{self, Guest};
@@ -476,6 +477,7 @@ fn applied(mut volume: TextVolume, plan: &Plan) -> TextVolume {
             Fix::Create { path, text, .. } => volume = volume.file(path, text.as_str()),
             Fix::Remove { path, .. } => volume.remove(path),
             Fix::Copy { .. } => panic!("no phony guest has an EFI system partition"),
+            Fix::Install { .. } => panic!("no phony guest can install anything"),
             Fix::Initramfs { image, .. } | Fix::Append { image, .. } => {
                 volume = volume.file(image, initramfs(VIRTIO));
             }
@@ -545,6 +547,58 @@ fn a_forced_import_has_the_password_set_without_cloud_init() {
     assert!(not_at_all.contains("[cloud-init.no-start]"), "{not_at_all}");
     // Where there is cloud-init, it does this.
     assert!(!planned(debian_12()).contains(script));
+}
+
+#[test]
+fn a_package_of_cloud_init_counts_as_cloud_init() {
+    let planned = |volume: TextVolume, file: &str| {
+        let options = Options { packages: vec![file.into()], ..Options::default() };
+        guest::plan(&inspected(volume), &options).unwrap().to_string()
+    };
+    let deb = "/tmp/cloud-init_20.4.1-2+deb11u1_all.deb";
+    let plan = planned(debian_11().file("/usr/bin/dpkg", ""), deb);
+    let install = "# given by --package\n! install cloud-init_20.4.1-2+deb11u1_all.deb by dpkg\n";
+    // It comes first, and cloud-init is configured after it.
+    assert!(plan.starts_with(install), "{plan}");
+    assert!(plan.contains("b/etc/cloud/cloud.cfg.d/99-haul.cfg"), "{plan}");
+    assert!(!plan.contains("[cloud-init.none]") && !plan.contains("autorelabel"), "{plan}");
+    // What is there in this very version is not installed again.
+    let status = "Package: x\nStatus: install ok installed\nVersion: 1\n\nPackage: cloud-init\n\
+                  Status: install ok installed\nVersion: 20.4.1-2+deb11u1\n";
+    let there = debian_11().file("/usr/bin/dpkg", "").file("/usr/bin/cloud-init", "");
+    let plan = planned(there.clone().file("/var/lib/dpkg/status", status), deb);
+    assert!(!plan.contains("! install"), "{plan}");
+    let status = status.replace("install ok installed", "deinstall ok config-files");
+    let plan = planned(there.file("/var/lib/dpkg/status", status), deb);
+    assert!(plan.contains("! install"), "{plan}");
+
+    let rpm = "/tmp/cloud-init-0.6.3-1.el5.noarch.rpm";
+    let selinux = centos_5().file("/etc/selinux/config", "SELINUX=enforcing\n");
+    let plan = planned(selinux.clone().file("/bin/rpm", ""), rpm);
+    assert!(plan.contains("! install cloud-init-0.6.3-1.el5.noarch.rpm by rpm\n"), "{plan}");
+    assert!(plan.contains("b/.autorelabel"), "{plan}");
+    let plan = planned(selinux, rpm);
+    assert!(plan.contains("[packages.no-tool]") && !plan.contains("! install"), "{plan}");
+    let options = Options { packages: vec!["cloud-init.rpm".into()], ..Options::default() };
+    let error = guest::plan(&inspected(debian_11()), &options).unwrap_err();
+    assert_eq!((error.kind(), error.id()), (Kind::Usage, "guest.package"));
+}
+
+#[test]
+fn a_guest_from_xen_prints_on_the_serial_port() {
+    let inittab = "id:3:initdefault:\n1:2345:respawn:/sbin/mingetty tty1\nco:2345:respawn:/sbin/agetty xvc0 9600 vt100-nav\n";
+    let volume = centos_5().file("/etc/inittab", inittab).file(
+        "/boot/grub/grub.conf",
+        "title CentOS\n\troot (hd0,0)\n\tkernel /boot/vmlinuz-2.6.18-419.el5 ro root=/dev/hda1 console=xvc0\n\
+         \tinitrd /boot/initrd-2.6.18-419.el5.img\n",
+    );
+    let plan = guest::plan(&inspected(volume.clone()), &Options::default()).unwrap();
+    let guest = inspected(applied(volume, &plan));
+    let arguments = &guest.menus[0].entries[0].arguments;
+    assert!(arguments.iter().any(|argument| argument == "console=ttyS0,115200"), "{plan}");
+    assert!(!arguments.iter().any(|argument| argument.contains("xvc0")), "{plan}");
+    let text = guest.tree.text("/etc/inittab").unwrap().unwrap();
+    assert!(text.contains("\n#co:2345") && text.contains("\n1:2345"), "{text}");
 }
 
 #[test]

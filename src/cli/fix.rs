@@ -56,7 +56,7 @@ fn finished(copy: &Location, cloud: &Cloud, resume: bool) -> Finished {
 pub fn run(arguments: &Fix, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     let progress = Arc::new(output.progress());
     let monitor: Arc<dyn Monitor> = progress.clone();
-    let options = arguments.fixes.options();
+    let options = arguments.fixes.options()?;
     let job = finished(&arguments.copy, &arguments.cloud, arguments.resume);
     let fixed = round::fix(&job, &options, stop, &monitor);
     progress.finish();

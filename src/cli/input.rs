@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::config::{Cloud, Location};
 use crate::error::Result;
-use crate::guest;
+use crate::guest::{self, package};
 use crate::image::{Format, Gate, Image};
 use crate::job::open::{Opened, Opener};
 use crate::monitor::Monitor;
@@ -55,16 +55,24 @@ pub struct Fixes {
     /// The guest has no cloud-init: import it with force, and let the copy take its password from the cloud without
     #[arg(long)]
     pub force_import: bool,
+    /// Install this package of the guest's distribution (.deb, .rpm) in the copy, such as cloud-init; all that are given
+    /// at once
+    #[arg(long = "package", value_name = "FILE", conflicts_with = "no_guest_programs")]
+    packages: Vec<PathBuf>,
 }
 
 impl Fixes {
-    pub fn options(&self) -> guest::Options {
-        guest::Options {
+    /// The choices, once the packages are seen to be there.
+    pub fn options(&self) -> Result<guest::Options> {
+        let packages: Vec<PathBuf> =
+            self.packages.iter().map(|file| package::find(file)).collect::<Result<_>>()?;
+        Ok(guest::Options {
             keep_network: self.keep_network,
             no_cloud_init_network: self.no_cloud_init_network,
             no_guest_programs: self.no_guest_programs,
             force_import: self.force_import,
-        }
+            packages,
+        })
     }
 }
 

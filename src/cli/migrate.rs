@@ -148,7 +148,7 @@ impl Arguments {
                 all_blocks: self.all_blocks,
                 on_read_error: OnReadError::Fail,
             },
-            fix: (!self.no_fix).then_some(self.fixes.options()),
+            fix: (!self.no_fix).then(|| self.fixes.options()).transpose()?,
             os: self.os_type.clone().zip(self.os_version.clone()),
             force_import: self.fixes.force_import,
             keep_object: self.keep_object,
@@ -207,7 +207,7 @@ fn dry_run(
     let opener = Opener::new(&options.cloud, stop, monitor);
     let image = opener.image(&options.source, options.source_format, &Gate::closed())?;
     let guest = guest::inspect(image.disk)?;
-    let plan = fix::plan(&guest, &arguments.fixes.options(), &**monitor)?;
+    let plan = fix::plan(&guest, &arguments.fixes.options()?, &**monitor)?;
     let text = format!("{} on {} would be migrated; changes to the copy:\n{plan}", guest.os.name, guest.arch);
     output.result(&plan, &text);
     Ok(())

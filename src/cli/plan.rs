@@ -41,7 +41,7 @@ struct Document<'a> {
 pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     let image = arguments.input.image(&arguments.disk, stop, &output.notes())?;
     let guest = guest::inspect(image.disk)?;
-    let plan = guest::plan(&guest, &arguments.fixes.options())?;
+    let plan = guest::plan(&guest, &arguments.fixes.options()?)?;
     let diff: String = plan.fixes.iter().map(|fix| format!("{fix}\n")).collect();
     let text = match plan.fixes.is_empty() && plan.findings.is_empty() {
         true => "nothing needs to be changed".to_owned(),

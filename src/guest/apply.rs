@@ -8,25 +8,24 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha1::{Digest as _, Sha1};
 
-use super::builder::Builder;
 use super::extended::Extended;
 use super::fat;
 use super::hook;
-use super::initramfs;
 use super::inspect::inspect;
+use super::install::Given;
 use super::plan::{Fix, Plan, PlannedMount, changed};
+use super::steps;
 use super::tree::Node;
 use super::twin::Twins;
 use crate::error::{Error, Kind, Result};
@@ -39,7 +38,7 @@ use crate::host::namespace::{self, Limits};
 use crate::image::overlay::{Overlay, Sealed};
 use crate::io::ReadAt;
 use crate::monitor::{Level, Monitor};
-use crate::unit::{Extent, GIB, MIB, fault};
+use crate::unit::{Extent, GIB, fault};
 
 /// The hidden first argument that makes `haul` the owner of the mounts.
 const ENTRY: &str = "internal-guest-mounts";
@@ -47,14 +46,8 @@ const ENTRY: &str = "internal-guest-mounts";
 const EXPORT: &str = "haul-guest-copy";
 /// How long all of a plan may take.
 const TIME: Duration = Duration::from_secs(30 * 60);
-/// How long one program of the guest may take.
-const TOOL_TIME: Duration = Duration::from_secs(15 * 60);
 /// What the guest's programs may use.
 const LIMITS: Limits = Limits { memory: 2 * GIB, processes: 512, time: TIME };
-/// Room left in a file system after a new initramfs, in bytes.
-const MARGIN: u64 = MIB;
-/// The id of the error that a new initramfs does not fit.
-const NO_ROOM: &str = "guest.no-room";
 /// Longest line of the protocol between the processes, in bytes.
 const MAX_LINE: u64 = 64 << 10;
 
@@ -142,7 +135,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
                     let open = |path: &str| guest.tree.open(path);
                     let bytes = hook::appendix(kernel, image, len, modules, &open)?;
                     fat::append(&shown, mount, image, len, &bytes)?;
-                    appended(image)
+                    steps::appended(image)
                 }
                 _ => fat::step(&shown, mount, fix)?,
             };
@@ -334,6 +327,8 @@ fn own_mounts(task: &Path) -> Result<bool> {
     let task: Task = serde_json::from_slice(&bytes)
         .map_err(|error| Error::new(Kind::Internal, "guest.task", "cannot read the task").caused_by(error))?;
     namespace::die_with_parent(nix::unistd::Pid::from_raw(task.parent))?;
+    // They may lie on what is let go below.
+    let packages = Given::open(&task.plan.fixes)?;
     namespace::own_mounts(&task.folder)?;
     namespace::scratch(&task.folder)?;
     let export = task.folder.join(EXPORT);
@@ -365,7 +360,7 @@ fn own_mounts(task: &Path) -> Result<bool> {
         namespace::mount_beneath(device.path(), &mount.kind, &root, &mount.point, &mount_options(mount))?;
     }
     let fixes = &task.plan.fixes;
-    let done = namespace::confined(&root, LIMITS, || in_the_box(fixes))?;
+    let done = namespace::confined(&root, LIMITS, || in_the_box(fixes, &packages))?;
     for fix in fixes.iter().filter(|fix| done && matches!(fix, Fix::Create { .. })) {
         // The box may not.
         labels::adopt(&root, fix.path())?;
@@ -389,11 +384,14 @@ fn mount_options(mount: &PlannedMount) -> String {
 }
 
 /// The steps, in the guest's tree.
-fn in_the_box(fixes: &[Fix]) -> bool {
+fn in_the_box(fixes: &[Fix], packages: &Given) -> bool {
     for fix in fixes {
-        match step(fix) {
-            Ok(text) => {
-                Say::Step { text }.send();
+        match steps::step(fix, packages) {
+            Ok(done) => {
+                if let Some(text) = done.warning {
+                    Say::Warning { text }.send();
+                }
+                Say::Step { text: done.text }.send();
             }
             Err(error) => {
                 Say::failed(&error).send();
@@ -402,245 +400,4 @@ fn in_the_box(fixes: &[Fix]) -> bool {
         }
     }
     true
-}
-
-fn step(fix: &Fix) -> Result<String> {
-    match fix {
-        Fix::Edit { path, old, new, .. } => {
-            expect(path, old)?;
-            // In place: owner, mode, links, attributes and labels stay what they are.
-            write_in_place(path, new.as_bytes())?;
-            Ok(format!("edited {path}"))
-        }
-        Fix::Create { path, text, mode, .. } => {
-            if let Some((folder, _)) = path.rsplit_once('/') {
-                fs::create_dir_all(if folder.is_empty() { "/" } else { folder })
-                    .map_err(|error| step_error("make the folder of", path, error))?;
-            }
-            OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(*mode)
-                .open(path)
-                .and_then(|mut file| file.write_all(text.as_bytes()))
-                .map_err(|error| step_error("make", path, error))?;
-            Ok(format!("made {path}"))
-        }
-        Fix::Remove { path, old, .. } => {
-            expect(path, old)?;
-            fs::remove_file(path).map_err(|error| step_error("remove", path, error))?;
-            Ok(format!("removed {path}"))
-        }
-        Fix::Copy { path, .. } => Err(changed(path)),
-        Fix::Initramfs { kernel, image, builder, modules, .. } => {
-            let Err(error) = rebuild(*builder, kernel, image, modules) else {
-                return Ok(format!("built {image}"));
-            };
-            match append(kernel, image, modules) {
-                Ok(()) => {
-                    let text =
-                        format!("{}: {}; the drivers were added to {image}", error.what(), error.why());
-                    Say::Warning { text }.send();
-                    Ok(appended(image))
-                }
-                // Why the better way failed is what to mend.
-                Err(_) => Err(error),
-            }
-        }
-        Fix::Append { kernel, image, modules, .. } => {
-            append(kernel, image, modules)?;
-            Ok(appended(image))
-        }
-    }
-}
-
-fn appended(image: &str) -> String {
-    format!("added the drivers to {image}")
-}
-
-/// Appends modules to the initramfs; it stays as it was where that fails.
-fn append(kernel: &str, image: &str, modules: &[String]) -> Result<()> {
-    let old = fs::symlink_metadata(image).map_err(|error| step_error("find", image, error))?;
-    if !old.file_type().is_file() {
-        return Err(changed(image));
-    }
-    let bytes = hook::appendix(kernel, image, old.len(), modules, &open)?;
-    has_room(image, bytes.len() as u64, 0)?;
-    let mut file = OpenOptions::new()
-        .append(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(image)
-        .map_err(|error| step_error("open", image, error))?;
-    if let Err(error) = file.write_all(&bytes) {
-        file.set_len(old.len()).map_err(|error| step_error("cut", image, error))?;
-        return Err(step_error("write", image, error));
-    }
-    note_checksum(kernel, image)
-}
-
-/// A regular file of the guest's.
-fn open(path: &str) -> Result<Option<Box<dyn Read + 'static>>> {
-    if !fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
-        return Ok(None);
-    }
-    let file = File::open(path).map_err(|error| step_error("read", path, error))?;
-    Ok(Some(Box::new(file)))
-}
-
-/// Fails unless the file system of `image` has room for `size` bytes in the place of `freed`.
-fn has_room(image: &str, size: u64, freed: u64) -> Result<()> {
-    let folder = Path::new(image).parent().unwrap_or(Path::new("/"));
-    let free = room(folder).map_err(|error| step_error("measure", image, error))?;
-    if size + MARGIN <= free.saturating_add(freed) {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Image, NO_ROOM, format!("no room for the new {image}"))
-        .because(format!(
-            "it needs {size} bytes; its file system has {free} free, and the old one frees {freed}"
-        ))
-        .remedy("remove an old kernel from the source's /boot, then try again")
-        .fact("needed", size)
-        .fact("free", free))
-}
-
-fn step_error(verb: &str, path: &str, error: std::io::Error) -> Error {
-    let full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
-    let error =
-        Error::new(Kind::Image, "guest.step", format!("cannot {verb} the guest's {path}")).caused_by(error);
-    if full { error.remedy("free space in that file system of the source, then try again") } else { error }
-}
-
-/// Fails unless the file holds what the plan saw.
-fn expect(path: &str, old: &str) -> Result<()> {
-    let meta = fs::symlink_metadata(path).map_err(|error| step_error("find", path, error))?;
-    if !meta.file_type().is_file() || meta.file_type().is_fifo() || meta.len() != old.len() as u64 {
-        return Err(changed(path));
-    }
-    match fs::read(path) {
-        Ok(text) if text == old.as_bytes() => Ok(()),
-        Ok(_) => Err(changed(path)),
-        Err(error) => Err(step_error("read", path, error)),
-    }
-}
-
-fn write_in_place(path: &str, bytes: &[u8]) -> Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .and_then(|mut file| file.write_all(bytes))
-        .map_err(|error| step_error("write", path, error))
-}
-
-/// A program of the guest, with nothing of the host's environment.
-fn guest_program(candidates: &[&str], package: &str) -> Result<Command> {
-    let found = candidates.iter().find(|path| Path::new(path).exists()).ok_or_else(|| {
-        Error::new(Kind::Image, "guest.no-tool", format!("the guest has no {}", candidates.join(", nor ")))
-            .remedy(format!("install {package} in the source, then try again"))
-    })?;
-    let mut command = Command::new(found);
-    command
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C")
-        .env("HOME", "/root")
-        .env("TMPDIR", "/var/tmp")
-        .current_dir("/")
-        .stdin(Stdio::null());
-    Ok(command)
-}
-
-/// Builds the initramfs aside, looks into it, and puts it in the old one's place: /boot never has to hold both.
-/// Where there is no room for it, it is packed as tightly as the kernel can unpack.
-fn rebuild(builder: Builder, kernel: &str, image: &str, modules: &[String]) -> Result<()> {
-    let aside = builder.output(kernel, &format!("/var/tmp/haul-initramfs-{}", std::process::id()));
-    let attempt = |tight| {
-        let done = build(builder, kernel, &aside, modules, tight)
-            .and_then(|()| replace(builder, &aside, image, kernel, modules));
-        // It may not be there; what matters has been said.
-        let _ = fs::remove_file(&aside);
-        done
-    };
-    match attempt(false) {
-        Err(error) if error.id() == NO_ROOM && unpacks_xz(kernel) => attempt(true).map_err(|_| error),
-        done => done,
-    }
-}
-
-fn unpacks_xz(kernel: &str) -> bool {
-    let config = fs::read_to_string(format!("/boot/config-{kernel}")).unwrap_or_default();
-    config.lines().any(|line| line == "CONFIG_RD_XZ=y") && Path::new("/usr/bin/xz").exists()
-}
-
-fn build(builder: Builder, kernel: &str, aside: &str, modules: &[String], tight: bool) -> Result<()> {
-    let program = || guest_program(builder.programs(), builder.package());
-    let mut help = String::new();
-    if builder.has_versions() {
-        let said = child::run(program()?.arg("--help"), TOOL_TIME)?;
-        help = String::from_utf8_lossy(&said.stdout).into_owned();
-    }
-    let mut command = program()?;
-    command.args(builder.arguments(kernel, aside, modules, &help, tight));
-    match child::run(&mut command, TOOL_TIME).and_then(child::Finished::success) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Error::new(
-            Kind::Image,
-            "guest.initramfs",
-            format!("cannot build the initramfs of kernel {kernel}"),
-        )
-        .because(format!("{}: {}", error.what(), error.why()))
-        .remedy(format!(
-            "run {} for that kernel in the source to see more; it needs room in /var/tmp",
-            builder.package()
-        ))),
-    }
-}
-
-/// Room for files in a file system, in bytes, as root has it: ext4 keeps root's reserve for us, but never gives
-/// its own (2 %, at most 4096 blocks; fs/ext4/super.c, `ext4_calculate_resv_clusters`).
-fn room(folder: &Path) -> std::io::Result<u64> {
-    let stat = nix::sys::statvfs::statvfs(folder)?;
-    let own = (stat.blocks() / 50).min(4096);
-    Ok(stat.blocks_free().saturating_sub(own).saturating_mul(stat.fragment_size()))
-}
-
-fn replace(builder: Builder, aside: &str, image: &str, kernel: &str, modules: &[String]) -> Result<()> {
-    let file = File::open(aside).map_err(|error| step_error("read", aside, error))?;
-    let size = file.metadata().map_err(|error| step_error("read", aside, error))?.len();
-    let found = initramfs::read(file, image)?;
-    if let Some(absent) = modules.iter().find(|module| !found.modules.contains(*module)) {
-        let package = builder.package();
-        return Err(Error::new(Kind::Image, "guest.initramfs", format!("the new {image} has no {absent}"))
-            .because(format!("{package} left it out for kernel {kernel}"))
-            .remedy(format!("look for a setting of {package} in the guest that excludes it")));
-    }
-    let old = fs::symlink_metadata(image).map_err(|error| step_error("find", image, error))?;
-    if !old.file_type().is_file() {
-        return Err(changed(image));
-    }
-    has_room(image, size, old.len())?;
-    let mut from = File::open(aside).map_err(|error| step_error("read", aside, error))?;
-    OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(image)
-        .and_then(|mut to| std::io::copy(&mut from, &mut to))
-        .map_err(|error| step_error("write", image, error))?;
-    note_checksum(kernel, image)
-}
-
-/// update-initramfs keeps a checksum of what it made, and leaves alone what does not match it.
-fn note_checksum(kernel: &str, image: &str) -> Result<()> {
-    let record = format!("/var/lib/initramfs-tools/{kernel}");
-    if !fs::symlink_metadata(&record).is_ok_and(|meta| meta.is_file()) {
-        return Ok(());
-    }
-    let mut sum = Sha1::new();
-    File::open(image)
-        .and_then(|mut file| std::io::copy(&mut file, &mut sum))
-        .map_err(|error| step_error("read", image, error))?;
-    let digits: String = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    write_in_place(&record, format!("{digits}  {image}\n").as_bytes())
 }

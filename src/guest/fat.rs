@@ -45,6 +45,9 @@ pub fn step(disk: &Arc<dyn Disk>, mount: &PlannedMount, fix: &Fix) -> Result<Str
             fat.write(path, Some(&fat.read(from)?))?;
             Ok(format!("copied {from} to {path}"))
         }
+        Fix::Install { installer, .. } => {
+            Err(failed("write", installer.records()).because("it lies in a FAT file system"))
+        }
         Fix::Initramfs { image, .. } | Fix::Append { image, .. } => {
             Err(failed("build", image).because("it lies in a FAT file system"))
         }

@@ -48,6 +48,9 @@ pub struct Guest {
     pub network: Vec<&'static str>,
 }
 
+/// The file that switches cloud-init off.
+pub const CLOUD_INIT_OFF: &str = "/etc/cloud/cloud-init.disabled";
+
 /// cloud-init as installed.
 #[derive(Clone, Debug, Serialize)]
 pub struct CloudInit {
@@ -125,6 +128,12 @@ fn hostname(tree: &Tree) -> Result<Option<String>> {
     Ok(name.map(|name| name.trim().trim_matches('"').to_owned()))
 }
 
+/// What /etc/selinux/config says of SELinux: `enforcing`, `permissive` or `disabled`.
+pub fn selinux(tree: &Tree) -> Result<Option<String>> {
+    let config = tree.text("/etc/selinux/config")?.unwrap_or_default();
+    Ok(config.lines().find_map(|line| line.trim().strip_prefix("SELINUX=")).map(|mode| mode.trim().to_owned()))
+}
+
 /// By the header of a program every system has (ELF, `e_machine`).
 fn arch(tree: &Tree) -> Result<&'static str> {
     for program in ["/bin/sh", "/usr/bin/env", "/sbin/init"] {
@@ -175,7 +184,7 @@ fn cloud_init(tree: &Tree) -> Result<Option<CloudInit>> {
     Ok(Some(CloudInit {
         version: version.unwrap_or_else(|| "unknown".into()),
         datasources,
-        disabled: tree.exists("/etc/cloud/cloud-init.disabled")?,
+        disabled: tree.exists(CLOUD_INIT_OFF)?,
     }))
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,7 @@ use super::builder::Builder;
 use super::disk::is_fat;
 use super::inspect::Guest;
 use super::linux;
+use super::package::{Installer, Package};
 use super::tree::{Node, Tree, mount_of};
 use crate::error::{Error, Kind, Result};
 
@@ -17,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 const CONTEXT: usize = 2;
 
 /// What the user may choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// Leave addresses and interface names as they are, instead of DHCP on eth0.
     pub keep_network: bool,
@@ -29,6 +31,9 @@ pub struct Options {
     /// The import is forced: without cloud-init, something else takes the cloud's settings.
     #[serde(default)]
     pub force_import: bool,
+    /// Files of packages of the guest's distribution that are installed in the copy.
+    #[serde(default)]
+    pub packages: Vec<PathBuf>,
 }
 
 #[expect(clippy::derivable_impls, reason = "the defaults are a promise to the user: they are spelled out")]
@@ -39,6 +44,7 @@ impl Default for Options {
             no_cloud_init_network: false,
             no_guest_programs: false,
             force_import: false,
+            packages: Vec::new(),
         }
     }
 }
@@ -87,6 +93,15 @@ pub enum Fix {
         /// Why.
         reason: String,
     },
+    /// Installs packages, with the guest's own tool.
+    Install {
+        /// Their files on this machine.
+        packages: Vec<PathBuf>,
+        /// The tool.
+        installer: Installer,
+        /// Why.
+        reason: String,
+    },
     /// Builds the initramfs of one kernel again, with the guest's own tool.
     Initramfs {
         /// The kernel's release.
@@ -114,9 +129,10 @@ pub enum Fix {
 }
 
 impl Fix {
-    /// The file it makes, changes or takes away.
+    /// The file it makes, changes or takes away, or the folder of the records of what it does.
     pub fn path(&self) -> &str {
         match self {
+            Fix::Install { installer, .. } => installer.records(),
             Fix::Edit { path, .. }
             | Fix::Create { path, .. }
             | Fix::Remove { path, .. }
@@ -193,6 +209,14 @@ impl Plan {
     /// Whether there is anything to do.
     pub fn is_empty(&self) -> bool {
         self.fixes.is_empty()
+    }
+
+    /// Whether it installs the package `name`.
+    pub fn installs(&self, name: &str) -> bool {
+        let is_it = |file: &PathBuf| Package::named(file).is_ok_and(|package| package.name == name);
+        self.fixes.iter().any(
+            |fix| matches!(fix, Fix::Install { packages, .. } if packages.iter().any(is_it)),
+        )
     }
 
     /// The FAT file system in which `fix` is carried out, if it is one.
@@ -355,6 +379,12 @@ impl<'a> Draft<'a> {
         self.fixes.push(Fix::Copy { from, path, reason });
     }
 
+    /// Installs `packages`, all of which `installer` installs.
+    pub fn install(&mut self, installer: Installer, packages: &[&Package], reason: &str) {
+        let packages = packages.iter().map(|package| package.file.clone()).collect();
+        self.fixes.push(Fix::Install { packages, installer, reason: reason.to_owned() });
+    }
+
     /// Plans a new initramfs by `builder`, or without one an addition to that which is there.
     pub fn initramfs(
         &mut self,
@@ -416,6 +446,12 @@ impl fmt::Display for Fix {
                 writeln!(f, "# {}", printable(reason))?;
                 return writeln!(f, "! copy {} to {}", printable(from), printable(path));
             }
+            Fix::Install { packages, installer, reason } => {
+                writeln!(f, "# {}", printable(reason))?;
+                let name = |file: &PathBuf| file.file_name().map(|name| name.to_string_lossy().into_owned());
+                let names: Vec<String> = packages.iter().filter_map(name).collect();
+                return writeln!(f, "! install {} by {}", printable(&names.join(" ")), installer.name());
+            }
             Fix::Initramfs { kernel, image, builder, modules, reason } => {
                 writeln!(f, "# {}", printable(reason))?;
                 return writeln!(
@@ -444,6 +480,10 @@ impl fmt::Display for Fix {
             _ => (format!("a{path}"), format!("b{path}")),
         };
         writeln!(f, "# {}", printable(reason))?;
+        if old == new {
+            // An empty file comes or goes: no diff has a line of it.
+            return writeln!(f, "--- {}\n+++ {}", printable(&old_name), printable(&new_name));
+        }
         let diff = similar::TextDiff::from_lines(old, new);
         let text = diff.unified_diff().context_radius(CONTEXT).header(&old_name, &new_name).to_string();
         for line in printable(&text).lines() {

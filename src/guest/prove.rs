@@ -13,6 +13,7 @@ use super::inspect::{Guest, inspect};
 use super::linux::efi::removable_loader;
 use super::linux::fstab::{self, Names};
 use super::loader;
+use super::package::{Installer, Package};
 use super::plan::{Fix, Plan};
 use crate::error::{Error, Kind, Result};
 use crate::io::ReadAt;
@@ -62,7 +63,16 @@ fn planned_texts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<
                 claim(proofs, loads, format!("{image} loads the drivers added to it"));
                 continue;
             }
-            Fix::Initramfs { .. } => continue,
+            Fix::Install { packages, installer: Installer::Dpkg, .. } => {
+                for package in packages {
+                    let package = Package::named(package)?;
+                    let text = format!("{} {} is installed", package.name, package.version);
+                    claim(proofs, package.is_installed(&guest.tree)?, text);
+                }
+                continue;
+            }
+            // What rpm has installed is known to itself alone.
+            Fix::Install { .. } | Fix::Initramfs { .. } => continue,
         };
         let touched_later = plan.fixes[i + 1..].iter().any(|later| later.path() == path);
         if !touched_later {

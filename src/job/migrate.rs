@@ -283,7 +283,7 @@ impl Run<'_> {
             ignore: options.ignore_checks,
             cloud: Some(Cloud { region: Some(self.region.clone()), ..options.cloud.clone() }),
             state: Some(self.job.folder().to_owned()),
-            fixes: options.fix.unwrap_or_default(),
+            fixes: options.fix.clone().unwrap_or_default(),
             ..preflight::Options::default()
         };
         let report = preflight::run(std::slice::from_ref(target), &checks)?;
@@ -304,10 +304,10 @@ impl Run<'_> {
         };
         let opened = self.opener(options).open(&options.source)?;
         let mut source = Source::open(opened, &open, &*self.monitor)?;
-        if let Some(fixes) = options.fix {
+        if let Some(fixes) = &options.fix {
             source = self.timed("fix", |run| {
                 let guest = guest::inspect(source.disk().clone())?;
-                let plan = fix::plan(&guest, &fixes, &*run.monitor)?;
+                let plan = fix::plan(&guest, fixes, &*run.monitor)?;
                 let (source, fixed) = fix::fix(source, plan, run.job.folder(), &*run.monitor)?;
                 let results = &mut run.job.record.results;
                 results.fixes = fixed.plan.to_string();

@@ -111,9 +111,14 @@ fn virtio(subject: &Subject<'_>) -> Option<Verdict> {
 fn cloud_init(subject: &Subject<'_>) -> Option<Verdict> {
     let guest = subject.guest.as_ref().ok()?;
     Some(match &guest.cloud_init {
+        None if subject.plan().is_some_and(|plan| plan.installs("cloud-init")) => Verdict::new(
+            Severity::Fixable,
+            "cloud-init is not installed",
+            "haul installs it in the copy, from the package given",
+        ),
         None => Verdict::warn(
             "cloud-init is not installed: the cloud cannot set a password, keys or addresses",
-            "install cloud-init in the source, or migrate with --force-import, which sets a password without it",
+            "migrate with --package and the package of cloud-init, or with --force-import, which sets a password without it",
         ),
         Some(installed) if installed.disabled => Verdict::warn(
             format!("cloud-init {} is switched off by /etc/cloud/cloud-init.disabled", installed.version),
@@ -222,6 +227,7 @@ pub fn summary(fix: &Fix) -> String {
         Fix::Create { path, reason, .. } => format!("create {path}: {reason}"),
         Fix::Remove { path, reason, .. } => format!("remove {path}: {reason}"),
         Fix::Copy { from, path, reason } => format!("copy {from} to {path}: {reason}"),
+        Fix::Install { packages, reason, .. } => format!("install {} packages: {reason}", packages.len()),
         Fix::Initramfs { image, reason, .. } => format!("rebuild {image}: {reason}"),
         Fix::Append { image, reason, .. } => format!("append drivers to {image}: {reason}"),
     }

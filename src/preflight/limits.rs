@@ -3,6 +3,7 @@
 use super::{Check, Run, Subject, Verdict};
 use crate::error::Result;
 use crate::guest::Guest;
+use crate::guest::inspect::selinux;
 use crate::layout::Content;
 
 pub const CHECKS: &[Check] = &[
@@ -71,9 +72,7 @@ fn guards(guest: &Guest) -> Result<Guards> {
     let is_given = |wanted: &str| arguments().any(|argument| argument == wanted);
     let text = |path: &str| guest.tree.text(path).map(Option::unwrap_or_default);
 
-    let config = text("/etc/selinux/config")?;
-    let mode = config.lines().find_map(|line| line.trim().strip_prefix("SELINUX=")).map(str::trim);
-    let selinux = match mode {
+    let selinux = match selinux(&guest.tree)?.as_deref() {
         _ if is_given("selinux=0") => "SELinux is off",
         Some("enforcing") if is_given("enforcing=0") => "SELinux is permissive",
         Some("enforcing") => "SELinux is enforcing, and what haul makes gets labels",

@@ -33,6 +33,7 @@ fn look(guest: &Guest) -> Outcome {
                 no_cloud_init_network: keep_network,
                 no_guest_programs: keep_network,
                 force_import: keep_network,
+                packages: Vec::new(),
             },
         ) {
             Ok(plan) => {

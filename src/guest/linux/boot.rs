@@ -17,6 +17,14 @@ const SETTINGS: [&str; 4] =
 
 /// Why disks are renamed.
 const BY_UUID: &str = "disks change their names on virtio: the kernel gets its disks by UUID";
+/// The consoles of machines on Xen.
+const XEN: [&str; 2] = ["hvc0", "xvc0"];
+/// Why they go.
+const NO_XEN: &str = "KVM has no Xen console";
+/// The serial port, and the screen, which stays the first console as the last one named (the kernel's serial-console.rst).
+const SERIAL: &str = "console=ttyS0,115200 console=tty0";
+/// Why it comes.
+const ON_SERIAL: &str = "where the screen cannot be reached, the serial port says what the server does";
 /// Why cards are not.
 const NO_SLOTS: &str = "the cloud's network card is eth0: no names by slot";
 
@@ -61,6 +69,7 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
     if !options.keep_network {
         without_slots(guest, draft)?;
     }
+    consoles(guest, draft)?;
     device_maps(draft)
 }
 
@@ -107,29 +116,72 @@ fn without_slots(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
     if tree.exists("/sbin/biosdevname")? || tree.exists("/usr/sbin/biosdevname")? {
         words.push("biosdevname=0");
     }
-    for word in words {
-        let (key, _) = word.split_once('=').unwrap_or((word, ""));
-        let has =
-            |text: &str| text.split([' ', '\t', '"', '\'']).any(|one| one.split('=').next() == Some(key));
-        for menu in &guest.menus {
-            draft.edit_lines(&menu.path, NO_SLOTS, |line| match menu.style.arguments(line) {
-                Some(at) if boots_linux(&line[at..]) && !has(line) => {
-                    Line::Replace(format!("{} {word}", line.trim_end()))
-                }
-                _ => Line::Keep,
-            })?;
+    words.into_iter().try_for_each(|word| add(guest, word, NO_SLOTS, draft))
+}
+
+/// Has the kernel print on the serial port, too, which the cloud keeps, and nowhere that only the old machine has.
+fn consoles(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
+    // There the firmware says which port there is.
+    if guest.arch == "aarch64" {
+        return Ok(());
+    }
+    for menu in &guest.menus {
+        draft.edit_lines(&menu.path, NO_XEN, |line| match menu.style.arguments(line) {
+            Some(_) => without_xen(line).map_or(Line::Keep, Line::Replace),
+            None => Line::Keep,
+        })?;
+    }
+    environments(draft, NO_XEN, without_xen)?;
+    for path in settings(draft)? {
+        draft.edit_lines(&path, NO_XEN, |line| match is_setting(&path, line) {
+            true => without_xen(line).map_or(Line::Keep, Line::Replace),
+            false => Line::Keep,
+        })?;
+    }
+    draft.edit_lines("/etc/inittab", NO_XEN, |line| {
+        let on_xen = line.split([' ', '\t']).any(|word| XEN.contains(&word));
+        match on_xen && !line.trim_start().starts_with('#') {
+            true => Line::Replace(format!("#{line}")),
+            false => Line::Keep,
         }
-        environments(draft, NO_SLOTS, |value| (!has(value)).then(|| format!("{} {word}", value.trim_end())))?;
-        for path in ["/etc/default/grub", "/etc/kernel/cmdline"] {
-            if draft.text(path)?.is_none_or(|text| has(&text)) {
-                continue;
+    })?;
+    add(guest, SERIAL, ON_SERIAL, draft)
+}
+
+/// `line` with Xen's consoles replaced by the serial port; `None` when it has none.
+fn without_xen(line: &str) -> Option<String> {
+    let mut new = line.to_owned();
+    for word in line.split([' ', '\t', '"', '\'']) {
+        let Some(console) = word.strip_prefix("console=") else { continue };
+        if XEN.contains(&console.split(',').next().unwrap_or_default()) {
+            new = new.replace(word, "console=ttyS0,115200");
+        }
+    }
+    (new != line).then_some(new)
+}
+
+/// Adds the argument `word`, or several of one name, to every entry that boots a Linux, now or later, and has none of its name.
+fn add(guest: &Guest, word: &str, reason: &str, draft: &mut Draft<'_>) -> Result<()> {
+    let (key, _) = word.split_once('=').unwrap_or((word, ""));
+    let has = |text: &str| text.split([' ', '\t', '"', '\'']).any(|one| one.split('=').next() == Some(key));
+    for menu in &guest.menus {
+        draft.edit_lines(&menu.path, reason, |line| match menu.style.arguments(line) {
+            Some(at) if boots_linux(&line[at..]) && !has(line) => {
+                Line::Replace(format!("{} {word}", line.trim_end()))
             }
-            draft.edit_lines(path, NO_SLOTS, |line| match line.strip_prefix("GRUB_CMDLINE_LINUX=") {
-                Some(value) => Line::Replace(format!("GRUB_CMDLINE_LINUX={}", with_word(value, word))),
-                None if path == "/etc/kernel/cmdline" => Line::Replace(format!("{} {word}", line.trim_end())),
-                None => Line::Keep,
-            })?;
+            _ => Line::Keep,
+        })?;
+    }
+    environments(draft, reason, |value| (!has(value)).then(|| format!("{} {word}", value.trim_end())))?;
+    for path in ["/etc/default/grub", "/etc/kernel/cmdline"] {
+        if draft.text(path)?.is_none_or(|text| has(&text)) {
+            continue;
         }
+        draft.edit_lines(path, reason, |line| match line.strip_prefix("GRUB_CMDLINE_LINUX=") {
+            Some(value) => Line::Replace(format!("GRUB_CMDLINE_LINUX={}", with_word(value, word))),
+            None if path == "/etc/kernel/cmdline" => Line::Replace(format!("{} {word}", line.trim_end())),
+            None => Line::Keep,
+        })?;
     }
     Ok(())
 }
@@ -181,6 +233,15 @@ fn with_word(value: &str, word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn consoles_of_xen_become_the_serial_port() {
+        let line = "kernel /vmlinuz ro root=/dev/xvda1 console=hvc0 console=tty0 xencons=hvc0";
+        let new = "kernel /vmlinuz ro root=/dev/xvda1 console=ttyS0,115200 console=tty0 xencons=hvc0";
+        assert_eq!(without_xen(line).as_deref(), Some(new));
+        assert_eq!(without_xen("GRUB_CMDLINE_LINUX=\"console=xvc0,9600\"").as_deref(), Some("GRUB_CMDLINE_LINUX=\"console=ttyS0,115200\""));
+        assert_eq!(without_xen("linux /hvc0 console=ttyS1"), None);
+    }
 
     #[test]
     fn an_argument_goes_inside_the_quotes() {

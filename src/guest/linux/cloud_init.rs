@@ -1,8 +1,8 @@
 //! cloud-init: finds the cloud's config drive, boots without one, and leaves the server who it is.
 
-use super::{has_systemd, os_conf};
+use super::{has_systemd, os_conf, packages};
 use crate::error::Result;
-use crate::guest::inspect::{Guest, cloud_configs};
+use crate::guest::inspect::{CLOUD_INIT_OFF, CloudInit, Guest, cloud_configs};
 use crate::guest::plan::{Draft, Line, Options};
 
 /// Sorts after the distribution's own files.
@@ -25,16 +25,29 @@ apt:
 locale: false
 ";
 
+/// cloud-init as it will be there: from a package that the user gives, or as it is.
+fn installed(guest: &Guest, options: &Options) -> Result<Option<CloudInit>> {
+    let given = packages::missing(guest, options)?.into_iter().find(|package| package.name == "cloud-init");
+    Ok(match given {
+        Some(package) => Some(CloudInit {
+            version: package.version,
+            datasources: None,
+            disabled: guest.tree.exists(CLOUD_INIT_OFF)?,
+        }),
+        None => guest.cloud_init.clone(),
+    })
+}
+
 /// Writes haul's settings for cloud-init.
 pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
-    let Some(installed) = &guest.cloud_init else {
+    let Some(installed) = installed(guest, options)? else {
         if options.force_import {
             return os_conf::fix(has_systemd(draft.tree())?, draft);
         }
         draft.warn(
             "cloud-init.none",
             "cloud-init is not installed: the cloud cannot set a password, keys or addresses",
-            "it boots all the same; install cloud-init in the source, or let --force-import set a password without it",
+            "it boots all the same; give its package with --package, or let --force-import set a password without it",
         );
         return Ok(());
     };
@@ -77,7 +90,7 @@ pub fn configures_network<'a>(
     options: &Options,
     draft: &Draft<'_>,
 ) -> Result<Option<&'a str>> {
-    let Some(installed) = &guest.cloud_init else { return Ok(None) };
+    let Some(installed) = installed(guest, options)? else { return Ok(None) };
     if installed.disabled || options.no_cloud_init_network {
         return Ok(None);
     }

@@ -13,6 +13,7 @@ pub mod initramfs;
 pub mod lvm;
 pub mod network;
 pub mod os_conf;
+pub mod packages;
 
 use super::inspect::Guest;
 use super::plan::{Draft, Options, Severity};
@@ -26,6 +27,8 @@ fn has_systemd(tree: &Tree) -> Result<bool> {
 
 /// Adds every fix `guest` needs to `draft`, in the order in which they are carried out.
 pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
+    // First: what it brings along may be configured.
+    packages::fix(guest, options, draft)?;
     fstab::fix(guest, draft)?;
     lvm::fix(draft)?;
     arrays(guest, draft);
