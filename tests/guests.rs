@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use haul::boot::config_drive::ConfigDrive;
 use haul::boot::{Accelerator, Arch, Expect, Firmware, Format, Hardware, Machine, State};
+use haul::guest::disk::BootMode;
 use haul::guest::plan::{Fix, Options};
 use haul::guest::{self, Setup};
 use haul::host::programs::Programs;
@@ -711,6 +712,135 @@ fn a_package_that_cannot_be_installed_fails_the_job_and_leaves_nothing() {
     }
 }
 
+/// The small guest on a disk with this table, whose last partition it is in, and with the modules of GRUB for both firmwares.
+fn on_partition(folder: &Path, table: &str, number: u32, start: u64) -> PathBuf {
+    let tree = small_tree(folder, "cp /good.img $out", &initramfs(&["ahci"]));
+    let put = |path: &str, text: &str| {
+        fs::create_dir_all(tree.join(path).parent().unwrap()).unwrap();
+        fs::write(tree.join(path), text).unwrap();
+    };
+    for path in ["etc/fstab", "boot/grub/grub.cfg"] {
+        let text = fs::read_to_string(tree.join(path)).unwrap();
+        put(
+            path,
+            &text
+                .replace("/dev/sda\n", &format!("/dev/sda{number}\n"))
+                .replace("/dev/sda ", &format!("/dev/sda{number} ")),
+        );
+    }
+    for platform in ["x86_64-efi", "i386-pc"] {
+        for name in ["moddep.lst", "normal.mod", "boot.img", "grub.efi"] {
+            put(&format!("usr/lib/grub/{platform}/{name}"), &format!("{name} {}", "x".repeat(500)));
+        }
+    }
+    put(
+        "usr/bin/grub-mkimage",
+        "#!/bin/sh\necho $* > /etc/told\nwhile [ $1 != -o ]; do shift; done\ndd if=/dev/urandom of=$2 bs=1k count=100\n",
+    );
+    run("chmod", &["755", tree.join("usr/bin/grub-mkimage").to_str().unwrap()]);
+    let (fs, disk) = (folder.join("fs"), folder.join("disk.raw"));
+    fs::File::create(&fs).unwrap().set_len(200 << 20).unwrap();
+    run("mkfs.ext4", &["-qF", "-d", tree.to_str().unwrap(), fs.to_str().unwrap()]);
+    let bytes = fs::read(&fs).unwrap();
+    fs::File::create(&disk).unwrap().set_len(start + (201 << 20)).unwrap();
+    let script = folder.join("table");
+    fs::write(&script, table).unwrap();
+    run("sh", &["-c", &format!("sfdisk -q {} < {}", disk.display(), script.display())]);
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(b"boot code", 0).unwrap();
+    file.write_all_at(&bytes, start).unwrap();
+    disk
+}
+
+#[test]
+fn a_disk_gets_a_boot_loader_for_the_other_firmware_beside_its_own() {
+    const MIB: u64 = 1 << 20;
+    let esp = "start=1MiB, size=4MiB, type=U\n";
+    let bios_boot = "start=1MiB, size=1MiB, type=21686148-6449-6E6F-744E-656564454649\n";
+    let root = |start: u64| format!("start={start}MiB, size=200MiB\n");
+    for (table, number, start, wanted) in [
+        (format!("label: dos\n{}", root(1)), 1, MIB, BootMode::Uefi),
+        (format!("label: gpt\n{bios_boot}{}", root(2)), 2, 2 * MIB, BootMode::Uefi),
+        (format!("label: gpt\n{esp}{}", root(5)), 2, 5 * MIB, BootMode::Bios),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = on_partition(dir.path(), &table, number, start);
+        if wanted == BootMode::Bios {
+            // The loader it boots by.
+            let at = format!("{}@@1M", disk.display());
+            run("mkfs.fat", &["--offset", "2048", "-F", "12", disk.to_str().unwrap(), "4096"]);
+            run("mmd", &["-i", &at, "::/EFI", "::/EFI/debian"]);
+            run(
+                "mcopy",
+                &["-i", &at, dir.path().join("table").to_str().unwrap(), "::/EFI/debian/shimx64.efi"],
+            );
+        }
+        let source = opened(&disk);
+        let guest = guest::inspect(Arc::clone(&source)).unwrap();
+        assert_ne!(guest.boot, wanted);
+        let options = Options { firmware: Some(wanted), ..Options::default() };
+        let plan = guest::plan(&guest, &options).unwrap();
+        let overlay = Arc::new(Overlay::create(source, &dir.path().join("spool")).unwrap());
+        guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
+        gone(dir.path());
+        let proofs = guest::prove(&plan, overlay.clone()).unwrap();
+        assert!(proofs.len() > 5 && proofs.iter().all(|proof| proof.holds), "{plan}{proofs:#?}");
+        let fixed = guest::inspect(overlay.clone()).unwrap();
+        let again = guest::plan(&fixed, &options).unwrap();
+        assert!(again.is_empty(), "{again}");
+
+        let copy = dir.path().join("copy.raw");
+        fs::write(&copy, haul::io::read_vec(&overlay, 0, usize::try_from(overlay.size()).unwrap()).unwrap())
+            .unwrap();
+        let copy = copy.to_str().unwrap();
+        run("sfdisk", &["--verify", copy]);
+        let added = plan.fixes.iter().find_map(|fix| match fix {
+            Fix::Partition { start, end, .. } => Some((*start, *end)),
+            _ => None,
+        });
+        let (start, end) = added.unwrap();
+        let part = haul::io::read_vec(&overlay, start, usize::try_from(end - start).unwrap()).unwrap();
+        let read = |path: &str| {
+            let mut bytes = Vec::new();
+            fixed.tree.open(path).unwrap().unwrap().read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        let told = fixed.tree.text("/etc/told").unwrap().unwrap();
+        let first = haul::io::read_vec(&overlay, 0, 512).unwrap();
+        if wanted == BootMode::Uefi {
+            assert!(
+                told.contains("-O x86_64-efi -d /usr/lib/grub/x86_64-efi") && told.ends_with("ext2\n"),
+                "{told}"
+            );
+            // It boots by BIOS as before.
+            assert!(first.starts_with(b"boot code"));
+            let esp = dir.path().join("esp");
+            fs::write(&esp, part).unwrap();
+            run("fsck.fat", &["-n", esp.to_str().unwrap()]);
+            let loader = dir.path().join("loader");
+            run("mcopy", &["-i", esp.to_str().unwrap(), "::/EFI/BOOT/BOOTX64.EFI", loader.to_str().unwrap()]);
+            assert_eq!(fs::read(loader).unwrap(), read("/boot/grub/x86_64-efi/core.efi"));
+        } else {
+            assert!(told.contains("-O i386-pc") && told.contains(" biosdisk "), "{told}");
+            let core = read("/boot/grub/i386-pc/core.img");
+            let sector = (start / 512).to_le_bytes();
+            assert_eq!(first[..0x5c], read("/boot/grub/i386-pc/boot.img")[..0x5c]);
+            assert_eq!((&first[0x5c..0x64], &first[0x64..0x68]), (&sector[..], b"\xffx\x90\x90".as_slice()));
+            assert_eq!(first[440..], haul::io::read_vec(&opened(&disk), 440, 72).unwrap());
+            assert_eq!(part[..0x1f4], core[..0x1f4]);
+            assert_eq!(part[0x1f4..0x1fc], (start / 512 + 1).to_le_bytes());
+            assert_eq!(part[0x1fc..core.len()], core[0x1fc..]);
+        }
+        let text = fixed.tree.text("/boot/grub/x86_64-efi/load.cfg").unwrap();
+        let text = text.or_else(|| fixed.tree.text("/boot/grub/i386-pc/load.cfg").unwrap()).unwrap();
+        let uuid = fixed
+            .filesystems
+            .iter()
+            .find_map(|fs| fs.uuid.clone().filter(|_| fs.point.as_deref() == Some("/")));
+        assert_eq!(text, format!("search.fs_uuid {} root\nset prefix=($root)/boot/grub\n", uuid.unwrap()));
+    }
+}
+
 /// A monitor that keeps the warnings.
 #[derive(Default)]
 struct Warnings(std::sync::Mutex<Vec<String>>);
@@ -966,14 +1096,23 @@ fn fixed_and_booted(
         let bytes = haul::io::read_vec(&overlay, run.start, usize::try_from(run.len()).unwrap()).unwrap();
         file.write_all_at(&bytes, run.start).unwrap();
     }
-    let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
-    lock.lock().unwrap();
     let config_drive = drive.map(|drive| {
         let path = dir.path().join("config.iso");
         fs::write(&path, drive.iso().unwrap()).unwrap();
         path
     });
-    let firmware = if options.contains(&"firmware=uefi") { Firmware::Uefi } else { Firmware::Bios };
+    let own = if options.contains(&"firmware=uefi") { Firmware::Uefi } else { Firmware::Bios };
+    let firmware = match fixes.firmware {
+        Some(BootMode::Bios) => Firmware::Bios,
+        Some(BootMode::Uefi) => Firmware::Uefi,
+        None => own,
+    };
+    if firmware != own {
+        // As before, too.
+        assert_eq!(boots_unfixed(&copy, Hardware::Virtio, own), State::Up);
+    }
+    let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
+    lock.lock().unwrap();
     let (accelerator, arch) = (Accelerator::Tcg, Arch::of_guest(arch));
     let machine = Machine { accelerator, arch, config_drive, firmware, ..Machine::new(&copy, Format::Raw) };
     let outcome = haul::boot::run(
@@ -1199,6 +1338,38 @@ fn a_debian_given_the_package_of_cloud_init_is_set_up_by_it_and_stays_itself() {
     let words = fixed_and_booted(&["cloudinit=no"], Some(&drive), &fixes);
     assert_eq!((words["cloud"].as_str(), words["livehost"].as_str()), ("done", "source-01"), "{words:?}");
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+/// Has the disk boot by `firmware`, too, by GRUB's modules for it from this package.
+fn boots_by(options: &[&str], firmware: BootMode, package: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let package = run("scripts/guests/package.sh", &["bookworm", package, dir.path().to_str().unwrap()]);
+    let packages = vec![package.trim().into()];
+    fixed_and_booted(options, None, &Options { packages, firmware: Some(firmware), ..Options::default() });
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_by_bios_boots_by_uefi_too() {
+    boots_by(&[], BootMode::Uefi, "grub-efi-amd64-bin");
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_by_bios_with_gpt_and_a_boot_partition_boots_by_uefi_too() {
+    boots_by(&["pt=gpt", "boot=yes", "rootref=uuid"], BootMode::Uefi, "grub-efi-amd64-bin");
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_in_a_subvolume_of_btrfs_boots_by_uefi_too() {
+    boots_by(&["fs=btrfs"], BootMode::Uefi, "grub-efi-amd64-bin");
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_by_uefi_boots_by_bios_too() {
+    boots_by(&["pt=gpt", "firmware=uefi", "rootref=uuid"], BootMode::Bios, "grub-pc-bin");
 }
 
 /// The settings that a cloud gives a server.

@@ -222,16 +222,39 @@ fn a_migration_killed_in_any_phase_resumes_to_one_image_of_the_same_source() {
 fn a_migration_killed_three_times_in_each_phase_resumes_and_boots() {
     for phase in PHASES {
         let (source, _dir, image) = killed_and_resumed(&[phase], 3);
-        boots_as_itself(&image, &source.identity);
+        boots_as_itself(&image, &source.identity, haul::boot::Firmware::Bios);
     }
 }
 
-#[cfg(feature = "fault-points")]
-fn boots_as_itself(image: &Path, identity: &Value) {
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn what_a_server_lacks_comes_with_its_migration() {
+    let cloud = Lab::start();
+    let source = Source::new(&["cloudinit=no"]);
+    let (code, error) = failed(&cloud.migrate("lacking", &source.device.path, &[]).output().unwrap());
+    assert_eq!(code, Some(3), "{error}");
+    let dir = tempfile::tempdir().unwrap();
+    let mut more = vec!["--firmware".to_owned(), "uefi".to_owned()];
+    for name in ["cloud-init", "grub-efi-amd64-bin"] {
+        let package = run("scripts/guests/package.sh", &["bookworm", name, text(dir.path())]);
+        more.extend(["--package".to_owned(), package.trim().to_owned()]);
+    }
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    let done = result(&cloud.migrate("whole", &source.device.path, &more).output().unwrap());
+    assert_eq!(done["results"]["boot"], "UEFI", "{done}");
+    source.assert_untouched();
+    assert_nothing_left();
+    let image = dir.path().join("image.qcow2");
+    let object = format!("cos://{BUCKET}/{}.qcow2", done["job"].as_str().unwrap());
+    result(&cloud.haul(&["convert", "--all-blocks", &object, text(&image)]).output().unwrap());
+    boots_as_itself(&image, &source.identity, haul::boot::Firmware::Uefi);
+}
+
+fn boots_as_itself(image: &Path, identity: &Value, firmware: haul::boot::Firmware) {
     use haul::boot::{Accelerator, Expect, Format, Machine, State};
     let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
     lock.lock().unwrap();
-    let machine = Machine { accelerator: Accelerator::Tcg, ..Machine::new(image, Format::Qcow2) };
+    let machine = Machine { accelerator: Accelerator::Tcg, firmware, ..Machine::new(image, Format::Qcow2) };
     let expect = Expect::Marker("HAUL-BEACON up".into());
     let (time, log) = (Duration::from_secs(400), image.with_extension("console.log"));
     let programs = haul::host::programs::Programs::default();

@@ -477,7 +477,9 @@ fn applied(mut volume: TextVolume, plan: &Plan) -> TextVolume {
             Fix::Create { path, text, .. } => volume = volume.file(path, text.as_str()),
             Fix::Remove { path, .. } => volume.remove(path),
             Fix::Copy { .. } => panic!("no phony guest has an EFI system partition"),
-            Fix::Install { .. } => panic!("no phony guest can install anything"),
+            Fix::Install { .. } | Fix::Partition { .. } | Fix::Grub { .. } | Fix::BootSector { .. } => {
+                panic!("no phony guest has a disk or programs")
+            }
             Fix::Initramfs { image, .. } | Fix::Append { image, .. } => {
                 volume = volume.file(image, initramfs(VIRTIO));
             }
@@ -582,6 +584,38 @@ fn a_package_of_cloud_init_counts_as_cloud_init() {
     let options = Options { packages: vec!["cloud-init.rpm".into()], ..Options::default() };
     let error = guest::plan(&inspected(debian_11()), &options).unwrap_err();
     assert_eq!((error.kind(), error.id()), (Kind::Usage, "guest.package"));
+}
+
+#[test]
+fn what_cannot_boot_by_the_other_firmware_is_told_why() {
+    let planned = |volume: TextVolume, firmware| {
+        let options = Options { firmware: Some(firmware), ..Options::default() };
+        guest::plan(&inspected(volume), &options).unwrap()
+    };
+    let machine = || {
+        let mut elf = vec![0; 64];
+        elf[..4].copy_from_slice(b"\x7fELF");
+        elf[18] = 62;
+        debian_12().file("/bin/sh", elf)
+    };
+    for (volume, why) in [
+        (debian_12(), "another processor"),
+        (machine().file("/boot/grub/grub.cfg", ""), "no menu of GRUB 2"),
+        (machine(), "grub-efi-amd64-bin (Debian, Ubuntu)"),
+        (machine().file("/usr/lib/grub/x86_64-efi/moddep.lst", ""), "no partitions"),
+    ] {
+        let plan = planned(volume, BootMode::Uefi);
+        let finding = plan.findings.iter().find(|finding| finding.id == "firmware.other").unwrap();
+        let told = format!("{}: {}", finding.what, finding.remedy);
+        assert!(finding.severity == Severity::Fatal && told.contains(why), "{why}: {told}");
+        assert!(
+            !plan.fixes.iter().any(|fix| matches!(fix, Fix::Partition { .. } | Fix::Grub { .. })),
+            "{plan}"
+        );
+    }
+    // It does already.
+    let plan = planned(debian_12(), BootMode::Bios);
+    assert!(plan.findings.iter().all(|finding| finding.id != "firmware.other"), "{plan}");
 }
 
 #[test]

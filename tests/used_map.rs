@@ -26,8 +26,8 @@ use std::sync::Arc;
 
 use bounds::Bounds;
 use damaged_map::{Damaged, changed, survives, survives_damage, written};
-use haul::io::DiskFile;
 use haul::io::fake::FaultyDisk;
+use haul::io::{DiskFile, WriteAt};
 use haul::layout::{self, Content, PartitionType, TableKind, Usage};
 use haul::unit::{Extent, ExtentMap, MIB};
 use maps::{masked_copy, open, rest, used, whole_because};
@@ -558,6 +558,83 @@ fn tables_read_as_sfdisk_reads_them() {
     file.write_all_at(&[0; 512], 200 * MIB - 512).unwrap();
     assert_eq!(layout::read_table(&DiskFile::open(&image).unwrap()).unwrap_err().id(), "gpt.damaged");
     assert_eq!(open(&image).used_bytes(), 200 * MIB);
+}
+
+/// A file that is written.
+struct Written(File);
+
+impl WriteAt for Written {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> haul::error::Result<()> {
+        self.0.write_all_at(bytes, offset).unwrap();
+        Ok(())
+    }
+
+    fn sync(&self) -> haul::error::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_partition_is_added_in_a_gap_and_sfdisk_and_sgdisk_find_nothing_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk");
+    let esp = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
+    let guid = |text: &str| text.parse::<uuid::Uuid>().unwrap();
+    let (mbr, gpt) = (PartitionType::Mbr(0xef), PartitionType::Gpt(guid(esp)));
+    // A gap with room for all of it is taken, else the largest one.
+    for (script, sector, kind, start, len, number) in [
+        ("label: dos\nsize=20MiB, type=83\n", 512, mbr, 21 * MIB, 8 * MIB, 2),
+        ("label: dos\nsize=39MiB, type=83\n", 512, mbr, 256 << 10, 768 << 10, 2),
+        (
+            "label: dos\n1 : start=1MiB, size=8MiB, type=83\n2 : start=14MiB, size=6MiB, type=5\n3 : start=26MiB, size=14MiB, type=83\n5 : size=2MiB, type=83\n",
+            512,
+            mbr,
+            20 * MIB,
+            6 * MIB,
+            4,
+        ),
+        ("label: gpt\nsize=20MiB, type=L\nsize=2MiB, type=S\n", 512, gpt, 23 * MIB, 8 * MIB, 3),
+        ("label: gpt\nsize=38MiB, type=L\n", 512, gpt, 24 << 10, 1000 << 10, 2),
+        ("label: gpt\nsize=38MiB, type=L\n", 4096, gpt, 24 << 10, 1000 << 10, 2),
+    ] {
+        empty_image(&image, 40 * MIB);
+        let device = LoopDevice::new(&image, sector);
+        partition(&device.path, script);
+        run("sync", &[text(&device.path)]);
+        let (table, before) = ours(&image);
+        let extent = layout::room(&table, 40 * MIB, 448 << 10, 8 * MIB).unwrap();
+        assert_eq!((extent.start, extent.len()), (start, len), "{script}");
+        let new = layout::NewPartition { extent, kind, guid: guid("11111111-2222-4333-8444-555555555555") };
+        let disk = DiskFile::open(&image).unwrap();
+        let out = Written(File::options().write(true).open(&image).unwrap());
+        assert_eq!(layout::add_partition(&disk, &out, &new).unwrap(), number, "{script}");
+        out.0.sync_all().unwrap();
+        let (table, rows) = ours(&image);
+        assert_eq!(table.findings, [], "{script}");
+        let added: Vec<_> = rows.iter().filter(|row| !before.contains(row)).collect();
+        assert_eq!((added.len(), added[0].0, added[0].1, added[0].2), (1, number, start, len), "{script}");
+        // What the kernel keeps of the device is older than the file.
+        drop(device);
+        let device = LoopDevice::new(&image, sector);
+        let mut theirs = sfdisk(&device.path).1;
+        theirs.sort();
+        let mut rows = rows;
+        rows.sort();
+        assert_eq!(rows, theirs, "{script}");
+        run("sfdisk", &["--verify", text(&device.path)]);
+        if matches!(kind, PartitionType::Gpt(_)) {
+            assert!(run("sgdisk", &["-v", text(&device.path)]).contains("No problems found"), "{script}");
+        }
+        // There is no room twice in one place.
+        assert_eq!(layout::add_partition(&disk, &out, &new).unwrap_err().id(), "table.add");
+    }
+    empty_image(&image, 40 * MIB);
+    partition(&image, "label: dos\nsize=1MiB\nsize=1MiB\nsize=1MiB\nsize=1MiB\n");
+    let table = ours(&image).0;
+    assert!(layout::room(&table, 40 * MIB, MIB, MIB).unwrap_err().contains("four entries"));
+    partition(&image, "label: gpt\nfirst-lba: 34\nstart=40, size=81000\n");
+    let table = ours(&image).0;
+    assert!(layout::room(&table, 40 * MIB, MIB, MIB).unwrap_err().contains("1024 KiB"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::input::Input;
+use super::input::{Firmware, Input};
 use super::output::Output;
 use crate::boot::{self, Expect, Machine, State};
 use crate::config::{Location, location_parser};
@@ -60,12 +60,6 @@ pub struct Arguments {
     /// Keep the picture of the screen in this file (default: beside the console, .png)
     #[arg(long, value_name = "FILE")]
     screenshot: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Firmware {
-    Bios,
-    Uefi,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::config::{Cloud, Location};
 use crate::error::Result;
+use crate::guest::disk::BootMode;
 use crate::guest::{self, package};
 use crate::image::{Format, Gate, Image};
 use crate::job::open::{Opened, Opener};
@@ -40,6 +41,13 @@ pub struct References {
     extent: Vec<PathBuf>,
 }
 
+/// Firmware of a machine.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Firmware {
+    Bios,
+    Uefi,
+}
+
 /// What to change in a guest, and how.
 #[derive(clap::Args)]
 pub struct Fixes {
@@ -59,6 +67,9 @@ pub struct Fixes {
     /// at once
     #[arg(long = "package", value_name = "FILE", conflicts_with = "no_guest_programs")]
     packages: Vec<PathBuf>,
+    /// Have the copy boot by this firmware, too, where the disk boots by the other one; by the guest's own GRUB
+    #[arg(long, conflicts_with = "no_guest_programs")]
+    firmware: Option<Firmware>,
 }
 
 impl Fixes {
@@ -72,6 +83,10 @@ impl Fixes {
             no_guest_programs: self.no_guest_programs,
             force_import: self.force_import,
             packages,
+            firmware: self.firmware.map(|firmware| match firmware {
+                Firmware::Bios => BootMode::Bios,
+                Firmware::Uefi => BootMode::Uefi,
+            }),
         })
     }
 }

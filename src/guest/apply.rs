@@ -24,6 +24,7 @@ use super::fat;
 use super::hook;
 use super::inspect::inspect;
 use super::install::Given;
+use super::partition;
 use super::plan::{Fix, Plan, PlannedMount, changed};
 use super::steps;
 use super::tree::Node;
@@ -119,33 +120,63 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     monitor.begin("fix", None);
     let shown = Extended::new(Arc::clone(overlay), &(Arc::clone(overlay) as Arc<dyn ReadAt>))?;
     let shown: Arc<dyn export::Disk> = Arc::new(shown);
-    let (on_fat, fixes): (Vec<&Fix>, Vec<&Fix>) =
-        plan.fixes.iter().partition(|fix| plan.fat_of(fix).is_some());
-    if !fixes.is_empty() {
-        let fixes = fixes.iter().map(|fix| (*fix).clone()).collect();
-        mounted(&Plan { fixes, findings: Vec::new(), mounts: plan.mounts.clone() }, &shown, setup, monitor)?;
-    }
-    for fix in on_fat {
-        if let Some(mount) = plan.fat_of(fix) {
-            let text = match fix {
-                Fix::Append { kernel, image, modules, .. } => {
-                    // The modules are in another file system.
-                    let guest = inspect(Arc::clone(overlay) as Arc<dyn ReadAt>)?;
-                    let Some(Node::File(len)) = guest.tree.node(image)? else { return Err(changed(image)) };
-                    let open = |path: &str| guest.tree.open(path);
-                    let bytes = hook::appendix(kernel, image, len, modules, &open)?;
-                    fat::append(&shown, mount, image, len, &bytes)?;
-                    steps::appended(image)
-                }
-                _ => fat::step(&shown, mount, fix)?,
-            };
+    let all = || plan.fixes.iter();
+    for fix in all() {
+        if let Fix::Partition { start, end, purpose, .. } = fix {
+            let text = partition::add(&shown, Extent::new(*start, *end), *purpose)?;
             monitor.note(Level::Info, &text);
         }
+    }
+    let on_disk = |fix: &Fix| matches!(fix, Fix::Partition { .. } | Fix::BootSector { .. });
+    let fixes: Vec<Fix> = all().filter(|fix| !on_disk(fix) && plan.fat_of(fix).is_none()).cloned().collect();
+    if !fixes.is_empty() {
+        mounted(&Plan { fixes, findings: Vec::new(), mounts: plan.mounts.clone() }, &shown, setup, monitor)?;
+    }
+    for fix in all() {
+        let text = match (fix, plan.fat_of(fix)) {
+            (Fix::BootSector { core, start, end, .. }, _) => {
+                let extent = Extent::new(*start, *end);
+                let boot = in_tree(overlay, &beside(core, "boot.img"))?;
+                partition::write_boot_sector(&*shown, extent, &boot, &in_tree(overlay, core)?)?;
+                format!("put {core} where a BIOS looks")
+            }
+            (Fix::Append { kernel, image, modules, .. }, Some(mount)) => {
+                // The modules are in another file system.
+                let guest = inspect(Arc::clone(overlay) as Arc<dyn ReadAt>)?;
+                let Some(Node::File(len)) = guest.tree.node(image)? else { return Err(changed(image)) };
+                let open = |path: &str| guest.tree.open(path);
+                let bytes = hook::appendix(kernel, image, len, modules, &open)?;
+                fat::append(&shown, mount, image, len, &bytes)?;
+                steps::appended(image)
+            }
+            (Fix::Copy { from, path, .. }, Some(mount)) if !from.starts_with(&mount.point) => {
+                fat::put(&shown, mount, path, &in_tree(overlay, from)?)?;
+                format!("copied {from} to {path}")
+            }
+            (_, Some(mount)) => fat::step(&shown, mount, fix)?,
+            _ => continue,
+        };
+        monitor.note(Level::Info, &text);
     }
     fault::point("fix");
     let sealed = overlay.seal();
     fault::point("fix");
     sealed
+}
+
+/// The boot loader's file at `path`, as it is in the copy by now.
+fn in_tree(overlay: &Arc<Overlay>, path: &str) -> Result<Vec<u8>> {
+    let guest = inspect(Arc::clone(overlay) as Arc<dyn ReadAt>)?;
+    let stream = guest.tree.open(path)?.ok_or_else(|| changed(path))?;
+    let mut bytes = Vec::new();
+    stream.take(fat::MAX_FILE).read_to_end(&mut bytes).map_err(|error| {
+        Error::new(Kind::Image, "guest.read", format!("cannot read the copy's {path}")).caused_by(error)
+    })?;
+    Ok(bytes)
+}
+
+fn beside(path: &str, name: &str) -> String {
+    format!("{}/{name}", path.rsplit_once('/').map_or("", |(folder, _)| folder))
 }
 
 /// Carries out what needs the kernel's file systems.

@@ -11,18 +11,18 @@ use super::linux::fstab;
 use super::tree::{Node, Tree, Volume};
 use super::volume::FilesVolume;
 use crate::error::{Error, Kind, Result, Retry};
-use crate::io::{ReadAt, Window};
-use crate::layout::{self, BtrfsFiles, Mirror, PartitionType};
+use crate::io::{ReadAt, Window, is_zero, read_array};
+use crate::layout::{self, BtrfsFiles, Mirror, PartitionType, Table};
 use crate::unit::Extent;
 
 /// EFI system partition (UEFI specification, 5.3.3).
-const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
+pub(super) const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
 /// GRUB's BIOS boot partition.
-const BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
+pub(super) const BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
 /// Where an EFI system partition is shown that the guest does not mount.
-const ESP_POINT: &str = "/boot/efi";
+pub(super) const ESP_POINT: &str = "/boot/efi";
 /// The MBR's type of an EFI system partition.
-const MBR_ESP: u8 = 0xef;
+pub(super) const MBR_ESP: u8 = 0xef;
 
 /// A file system or swap space on the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +135,25 @@ pub enum BootMode {
     Bios,
     /// By UEFI, from the EFI system partition.
     Uefi,
+}
+
+/// The table of a disk's partitions, and what it leaves room for.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The table.
+    pub table: Table,
+    /// Bytes of the disk.
+    pub size: u64,
+    /// Whether the first sector has code that a BIOS would run.
+    pub boot_code: bool,
+}
+
+/// The partitions of `disk`, if it has any.
+pub fn parts(disk: &dyn ReadAt) -> Result<Option<Parts>> {
+    let Some(table) = layout::read_table(disk)? else { return Ok(None) };
+    // What follows belongs to the table.
+    let boot_code = !is_zero(&read_array::<440>(disk, 0)?);
+    Ok(Some(Parts { table, size: disk.size(), boot_code }))
 }
 
 /// A part of the guest's tree: where, and what of which file system.

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use fatfs::{Dir, FileSystem, FsOptions};
+use fatfs::{Dir, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 
 use super::plan::{Fix, PlannedMount, changed};
 use super::tree::{Node, Volume};
@@ -20,6 +20,15 @@ use crate::unit::{Extent, MIB, to_usize};
 pub const MAX_FILE: u64 = 64 * MIB;
 /// The attribute of a folder's entry.
 const FOLDER: u8 = 0x10;
+
+/// Makes an empty file system in `extent` of `disk`, with this serial number.
+pub fn make(disk: &Arc<dyn Disk>, extent: Extent, serial: u32) -> Result<()> {
+    let storage = Storage { disk: Arc::clone(disk), extent, at: 0, known: None };
+    let options = FormatVolumeOptions::new().volume_id(serial).volume_label(*b"EFI        ");
+    format_volume(storage, options).map_err(|error| {
+        Error::new(Kind::Image, "guest.step", "cannot make a FAT file system in the copy").caused_by(error)
+    })
+}
 
 /// Carries out `fix`, whose file lies in `mount` of `disk`; returns what it did.
 pub fn step(disk: &Arc<dyn Disk>, mount: &PlannedMount, fix: &Fix) -> Result<String> {
@@ -41,17 +50,23 @@ pub fn step(disk: &Arc<dyn Disk>, mount: &PlannedMount, fix: &Fix) -> Result<Str
             Ok(format!("removed {path}"))
         }
         Fix::Copy { from, path, .. } => {
-            fat.expect_nothing(path)?;
-            fat.write(path, Some(&fat.read(from)?))?;
+            put(disk, mount, path, &fat.read(from)?)?;
             Ok(format!("copied {from} to {path}"))
         }
-        Fix::Install { installer, .. } => {
-            Err(failed("write", installer.records()).because("it lies in a FAT file system"))
-        }
-        Fix::Initramfs { image, .. } | Fix::Append { image, .. } => {
-            Err(failed("build", image).because("it lies in a FAT file system"))
-        }
+        Fix::Partition { .. }
+        | Fix::Grub { .. }
+        | Fix::BootSector { .. }
+        | Fix::Install { .. }
+        | Fix::Initramfs { .. }
+        | Fix::Append { .. } => Err(failed("write", fix.path()).because("it lies in a FAT file system")),
     }
+}
+
+/// Makes the file at `path`, which lies in `mount` of `disk` and is not there yet.
+pub fn put(disk: &Arc<dyn Disk>, mount: &PlannedMount, path: &str, bytes: &[u8]) -> Result<()> {
+    let fat = Fat { disk, mount };
+    fat.expect_nothing(path)?;
+    fat.write(path, Some(bytes))
 }
 
 /// Appends `bytes` to the file at `path`, which lies in `mount` of `disk` and has `len` bytes.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::disk::{self, BootMode, FileSystem, Mounted};
+use super::disk::{self, BootMode, FileSystem, Mounted, Parts};
 use super::kernels::{Kernel, kernels};
 use super::loader::{self, Menu};
 use super::os::{self, Os};
@@ -29,6 +29,9 @@ pub struct Guest {
     pub unread: Vec<String>,
     /// How the disk boots.
     pub boot: BootMode,
+    /// The table of its partitions.
+    #[serde(skip)]
+    pub parts: Option<Parts>,
     /// The operating system.
     pub os: Os,
     /// The machine it is built for: `x86_64`, `i386`, `aarch64`, or `unknown`.
@@ -77,9 +80,10 @@ impl Guest {
 
 /// Inspects the guest on `disk`, without mounting anything.
 pub fn inspect(disk: Arc<dyn ReadAt>) -> Result<Guest> {
+    let parts = disk::parts(&disk)?;
     let opened = disk::open(disk)?;
     let guest = from_tree(opened.tree, opened.filesystems, opened.boot)?;
-    Ok(Guest { mounts: opened.mounts, stale: opened.stale, unread: opened.unread, ..guest })
+    Ok(Guest { parts, mounts: opened.mounts, stale: opened.stale, unread: opened.unread, ..guest })
 }
 
 /// The machine that the guest on `disk` is for, as [`Guest::arch`]: far less is read than for all of it.
@@ -108,6 +112,7 @@ pub fn from_tree(tree: Tree, filesystems: Vec<FileSystem>, boot: BootMode) -> Re
         unread: Vec::new(),
         filesystems,
         boot,
+        parts: None,
     })
 }
 
@@ -131,7 +136,10 @@ fn hostname(tree: &Tree) -> Result<Option<String>> {
 /// What /etc/selinux/config says of SELinux: `enforcing`, `permissive` or `disabled`.
 pub fn selinux(tree: &Tree) -> Result<Option<String>> {
     let config = tree.text("/etc/selinux/config")?.unwrap_or_default();
-    Ok(config.lines().find_map(|line| line.trim().strip_prefix("SELINUX=")).map(|mode| mode.trim().to_owned()))
+    Ok(config
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("SELINUX="))
+        .map(|mode| mode.trim().to_owned()))
 }
 
 /// By the header of a program every system has (ELF, `e_machine`).

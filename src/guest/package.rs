@@ -94,7 +94,9 @@ impl Package {
                 format!("cannot tell what package {} is", file.display()),
             )
             .because("its name is not that of a distribution's package")
-            .remedy("name it as the distribution does: NAME_VERSION_ARCH.deb or NAME-VERSION-RELEASE.ARCH.rpm")),
+            .remedy(
+                "name it as the distribution does: NAME_VERSION_ARCH.deb or NAME-VERSION-RELEASE.ARCH.rpm",
+            )),
         }
     }
 
@@ -116,9 +118,16 @@ impl Package {
         Ok(status.split("\n\n").any(|paragraph| {
             is(paragraph, "Package:", &self.name)
                 && is(paragraph, "Version:", &self.version)
-                && paragraph.lines().any(|line| line.starts_with("Status:") && line.ends_with(" ok installed"))
+                && paragraph
+                    .lines()
+                    .any(|line| line.starts_with("Status:") && line.ends_with(" ok installed"))
         }))
     }
+}
+
+/// Whether one of `files` is the package `name`.
+pub fn are_with(files: &[PathBuf], name: &str) -> bool {
+    files.iter().any(|file| Package::named(file).is_ok_and(|package| package.name == name))
 }
 
 /// The whole path of the package in `file`, which is there and is called as a package is.
@@ -134,6 +143,7 @@ pub fn find(file: &Path) -> Result<PathBuf> {
 /// That the package in `file` cannot be read.
 pub fn unreadable(file: &Path) -> Error {
     Error::new(Kind::Source, "guest.package", format!("cannot read the package {}", file.display()))
+        .remedy("see that it is there and can be read, until the job has ended")
         .fact("package", file.display())
 }
 
@@ -159,10 +169,19 @@ mod tests {
     #[test]
     fn packages_are_told_by_the_names_that_distributions_give_them() {
         for (file, expected) in [
-            ("/x/cloud-init_22.4.2-1+deb12u3_all.deb", Some((Installer::Dpkg, "cloud-init", "22.4.2-1+deb12u3"))),
+            (
+                "/x/cloud-init_22.4.2-1+deb12u3_all.deb",
+                Some((Installer::Dpkg, "cloud-init", "22.4.2-1+deb12u3")),
+            ),
             ("libc6_2%3a2.36-9_amd64.deb", Some((Installer::Dpkg, "libc6", "2:2.36-9"))),
-            ("cloud-init-19.4-7.el7.centos.x86_64.rpm", Some((Installer::Rpm, "cloud-init", "19.4-7.el7.centos"))),
-            ("grub2-efi-x64-modules-2.06-70.el9.noarch.rpm", Some((Installer::Rpm, "grub2-efi-x64-modules", "2.06-70.el9"))),
+            (
+                "cloud-init-19.4-7.el7.centos.x86_64.rpm",
+                Some((Installer::Rpm, "cloud-init", "19.4-7.el7.centos")),
+            ),
+            (
+                "grub2-efi-x64-modules-2.06-70.el9.noarch.rpm",
+                Some((Installer::Rpm, "grub2-efi-x64-modules", "2.06-70.el9")),
+            ),
             ("cloud-init.deb", None),
             ("a_b_c_d.deb", None),
             ("--root=x_1_all.deb", None),

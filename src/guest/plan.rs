@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::builder::Builder;
-use super::disk::is_fat;
+use super::disk::{BootMode, is_fat};
 use super::inspect::Guest;
 use super::linux;
-use super::package::{Installer, Package};
+use super::package::{Installer, are_with};
+use super::partition::Purpose;
 use super::tree::{Node, Tree, mount_of};
 use crate::error::{Error, Kind, Result};
 
@@ -34,6 +35,9 @@ pub struct Options {
     /// Files of packages of the guest's distribution that are installed in the copy.
     #[serde(default)]
     pub packages: Vec<PathBuf>,
+    /// The firmware that the copy must boot by.
+    #[serde(default)]
+    pub firmware: Option<BootMode>,
 }
 
 #[expect(clippy::derivable_impls, reason = "the defaults are a promise to the user: they are spelled out")]
@@ -45,6 +49,7 @@ impl Default for Options {
             no_guest_programs: false,
             force_import: false,
             packages: Vec::new(),
+            firmware: None,
         }
     }
 }
@@ -84,7 +89,7 @@ pub enum Fix {
         /// Why.
         reason: String,
     },
-    /// Copies a file of an EFI system partition to where there is none.
+    /// Copies a file to where there is none on an EFI system partition.
     Copy {
         /// The file to copy, as it is after the changes before.
         from: String,
@@ -99,6 +104,41 @@ pub enum Fix {
         packages: Vec<PathBuf>,
         /// The tool.
         installer: Installer,
+        /// Why.
+        reason: String,
+    },
+    /// Adds a partition, for a boot loader.
+    Partition {
+        /// Its first byte on the disk.
+        start: u64,
+        /// One past its last byte.
+        end: u64,
+        /// What for.
+        purpose: Purpose,
+        /// Why.
+        reason: String,
+    },
+    /// Builds GRUB for another firmware, with the guest's own tool.
+    Grub {
+        /// What GRUB calls machine and firmware, such as `x86_64-efi`.
+        platform: String,
+        /// The file to make; GRUB's modules go beside it.
+        core: String,
+        /// The modules in it.
+        modules: Vec<String>,
+        /// What it does first.
+        config: String,
+        /// Why.
+        reason: String,
+    },
+    /// Puts GRUB where a BIOS looks: what starts it into the first sector, the rest into a partition.
+    BootSector {
+        /// The file with the latter.
+        core: String,
+        /// That partition's first byte on the disk.
+        start: u64,
+        /// One past its last byte.
+        end: u64,
         /// Why.
         reason: String,
     },
@@ -133,6 +173,9 @@ impl Fix {
     pub fn path(&self) -> &str {
         match self {
             Fix::Install { installer, .. } => installer.records(),
+            // None: it changes the disk itself.
+            Fix::Partition { .. } => "",
+            Fix::Grub { core, .. } | Fix::BootSector { core, .. } => core,
             Fix::Edit { path, .. }
             | Fix::Create { path, .. }
             | Fix::Remove { path, .. }
@@ -213,10 +256,7 @@ impl Plan {
 
     /// Whether it installs the package `name`.
     pub fn installs(&self, name: &str) -> bool {
-        let is_it = |file: &PathBuf| Package::named(file).is_ok_and(|package| package.name == name);
-        self.fixes.iter().any(
-            |fix| matches!(fix, Fix::Install { packages, .. } if packages.iter().any(is_it)),
-        )
+        self.fixes.iter().any(|fix| matches!(fix, Fix::Install { packages, .. } if are_with(packages, name)))
     }
 
     /// The FAT file system in which `fix` is carried out, if it is one.
@@ -245,6 +285,7 @@ pub fn plan(guest: &Guest, options: &Options) -> Result<Plan> {
     let mut plan = Plan { fixes: draft.fixes, findings: draft.findings, mounts: Vec::new() };
     if !plan.is_empty() {
         plan.mounts = mounts(guest);
+        plan.mounts.extend(draft.mounts);
     }
     Ok(plan)
 }
@@ -272,12 +313,13 @@ pub struct Draft<'a> {
     texts: BTreeMap<String, Option<String>>,
     fixes: Vec<Fix>,
     findings: Vec<Finding>,
+    mounts: Vec<PlannedMount>,
 }
 
 impl<'a> Draft<'a> {
     /// No changes yet to `tree`.
     pub fn new(tree: &'a Tree) -> Self {
-        Draft { tree, texts: BTreeMap::new(), fixes: Vec::new(), findings: Vec::new() }
+        Draft { tree, texts: BTreeMap::new(), fixes: Vec::new(), findings: Vec::new(), mounts: Vec::new() }
     }
 
     /// The tree below, without the changes.
@@ -373,16 +415,20 @@ impl<'a> Draft<'a> {
         self.write(path, &new, 0o644, reason)
     }
 
+    /// Adds `fix`, which changes no text of the tree.
+    pub fn push(&mut self, fix: Fix) {
+        self.fixes.push(fix);
+    }
+
+    /// Has the file system `mount`, which a fix makes, take part.
+    pub fn mount(&mut self, mount: PlannedMount) {
+        self.mounts.push(mount);
+    }
+
     /// Copies a file of an EFI system partition to where there is none.
     pub fn copy(&mut self, from: &str, to: &str, reason: &str) {
         let (from, path, reason) = (from.to_owned(), to.to_owned(), reason.to_owned());
         self.fixes.push(Fix::Copy { from, path, reason });
-    }
-
-    /// Installs `packages`, all of which `installer` installs.
-    pub fn install(&mut self, installer: Installer, packages: &[&Package], reason: &str) {
-        let packages = packages.iter().map(|package| package.file.clone()).collect();
-        self.fixes.push(Fix::Install { packages, installer, reason: reason.to_owned() });
     }
 
     /// Plans a new initramfs by `builder`, or without one an addition to that which is there.
@@ -445,6 +491,25 @@ impl fmt::Display for Fix {
             Fix::Copy { from, path, reason } => {
                 writeln!(f, "# {}", printable(reason))?;
                 return writeln!(f, "! copy {} to {}", printable(from), printable(path));
+            }
+            Fix::Partition { start, end, purpose, reason } => {
+                writeln!(f, "# {}", printable(reason))?;
+                let (start, len) = (start >> 10, (end - start) >> 10);
+                return writeln!(f, "! add a partition at {start} KiB of {len} KiB: {}", purpose.name());
+            }
+            Fix::Grub { platform, core, modules, config, reason } => {
+                writeln!(f, "# {}", printable(reason))?;
+                let (core, modules) = (printable(core), printable(&modules.join(" ")));
+                writeln!(
+                    f,
+                    "! build {core} by grub-mkimage for {platform} with {modules}, which does first"
+                )?;
+                return printable(config).lines().try_for_each(|line| writeln!(f, "+{line}"));
+            }
+            Fix::BootSector { core, start, reason, .. } => {
+                writeln!(f, "# {}", printable(reason))?;
+                let (core, start) = (printable(core), start >> 10);
+                return writeln!(f, "! put {core} at {start} KiB, and what starts it into the first sector");
             }
             Fix::Install { packages, installer, reason } => {
                 writeln!(f, "# {}", printable(reason))?;

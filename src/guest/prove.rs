@@ -14,9 +14,11 @@ use super::linux::efi::removable_loader;
 use super::linux::fstab::{self, Names};
 use super::loader;
 use super::package::{Installer, Package};
+use super::partition;
 use super::plan::{Fix, Plan};
 use crate::error::{Error, Kind, Result};
 use crate::io::ReadAt;
+use crate::unit::Extent;
 
 /// One claim about the copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -29,9 +31,10 @@ pub struct Proof {
 
 /// Proves the copy on `disk` after `plan` was applied: reads everything anew, without mounting anything.
 pub fn prove(plan: &Plan, disk: Arc<dyn ReadAt>) -> Result<Vec<Proof>> {
-    let guest = inspect(disk)?;
+    let guest = inspect(Arc::clone(&disk))?;
     let mut proofs = Vec::new();
     planned_texts(plan, &guest, &mut proofs)?;
+    boot_sector(plan, &disk, &mut proofs)?;
     kernels(&guest, &mut proofs);
     firmware(&guest, &mut proofs)?;
     loader(&guest, &mut proofs)?;
@@ -71,12 +74,34 @@ fn planned_texts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<
                 }
                 continue;
             }
+            Fix::Partition { start, end, purpose, .. } => {
+                let extent = Extent::new(*start, *end);
+                let there = guest.parts.as_ref().is_some_and(|parts| purpose.is_at(&parts.table, extent));
+                claim(proofs, there, format!("the disk has an {} at {start}", purpose.name()));
+                continue;
+            }
+            Fix::Grub { core, .. } => {
+                claim(proofs, guest.tree.exists(core)?, format!("{core} is there"));
+                continue;
+            }
+            Fix::BootSector { .. } => continue,
             // What rpm has installed is known to itself alone.
             Fix::Install { .. } | Fix::Initramfs { .. } => continue,
         };
         let touched_later = plan.fixes[i + 1..].iter().any(|later| later.path() == path);
         if !touched_later {
             claim(proofs, guest.tree.text(path)?.as_ref() == text, format!("{path} is as planned"));
+        }
+    }
+    Ok(())
+}
+
+/// By BIOS: the first sector loads what was put where it looks.
+fn boot_sector(plan: &Plan, disk: &dyn ReadAt, proofs: &mut Vec<Proof>) -> Result<()> {
+    for fix in &plan.fixes {
+        if let Fix::BootSector { core, start, .. } = fix {
+            let loads = partition::is_loaded(disk, *start)?;
+            claim(proofs, loads, format!("the first sector loads {core} from {start}"));
         }
     }
     Ok(())

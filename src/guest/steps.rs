@@ -10,6 +10,7 @@ use std::time::Duration;
 use sha1::{Digest as _, Sha1};
 
 use super::builder::Builder;
+use super::grub;
 use super::hook;
 use super::initramfs;
 use super::install::{self, Given};
@@ -62,7 +63,9 @@ pub fn step(fix: &Fix, given: &Given) -> Result<Done> {
             fs::remove_file(path).map_err(|error| step_error("remove", path, error))?;
             format!("removed {path}")
         }
-        Fix::Copy { path, .. } => return Err(changed(path)),
+        // They are carried out outside.
+        Fix::Copy { .. } | Fix::Partition { .. } | Fix::BootSector { .. } => return Err(changed(fix.path())),
+        Fix::Grub { platform, core, modules, config, .. } => grub::build(platform, core, modules, config)?,
         Fix::Install { packages, installer, .. } => install::install(*installer, packages, given)?,
         Fix::Initramfs { kernel, image, builder, modules, .. } => {
             match rebuild(*builder, kernel, image, modules) {
@@ -119,7 +122,7 @@ fn open(path: &str) -> Result<Option<Box<dyn Read + 'static>>> {
 }
 
 /// Fails unless the file system of `image` has room for `size` bytes in the place of `freed`.
-fn has_room(image: &str, size: u64, freed: u64) -> Result<()> {
+pub(super) fn has_room(image: &str, size: u64, freed: u64) -> Result<()> {
     let folder = Path::new(image).parent().unwrap_or(Path::new("/"));
     let free = room(folder).map_err(|error| step_error("measure", image, error))?;
     if size + MARGIN <= free.saturating_add(freed) {

@@ -263,6 +263,7 @@ impl Run<'_> {
             description: format!("haul job {}", self.job.record.id),
             os: options.os.as_ref(),
             force: options.force_import,
+            fixes: options.fix.as_ref(),
         };
         let request = request(wanted, &guest, &self.cvm)?;
         let results = &mut self.job.record.results;
@@ -396,6 +397,8 @@ struct Wanted<'a> {
     description: String,
     os: Option<&'a (String, String)>,
     force: bool,
+    /// How the guest is fixed before.
+    fixes: Option<&'a guest::Options>,
 }
 
 /// What to ask ImportImage for.
@@ -406,17 +409,20 @@ fn request(wanted: Wanted<'_>, guest: &Guest, cvm: &Cvm) -> Result<ImportRequest
         None => os::choose(&guest.os.id, &guest.os.version, architecture, &cvm.supported_os()?)?,
     };
     let force = wanted.force;
-    if guest.cloud_init.is_none() && !force {
+    let comes = wanted.fixes.is_some_and(|fixes| guest::package::are_with(&fixes.packages, "cloud-init"));
+    if guest.cloud_init.is_none() && !comes && !force {
         return Err(Error::new(Kind::Preflight, "import.cloud-init", "the cloud would refuse the image")
             .because("the guest has no cloud-init")
-            .remedy("install cloud-init on the source, or import without it with --force-import"));
+            .remedy(
+                "give the package of cloud-init with --package, or import without it with --force-import",
+            ));
     }
     Ok(ImportRequest {
         name: wanted.name.to_owned(),
         description: wanted.description,
         os,
         architecture,
-        boot_mode: boot_mode(guest),
+        boot_mode: boot_mode(wanted.fixes.and_then(|fixes| fixes.firmware).unwrap_or(guest.boot)),
         force,
     })
 }
@@ -453,6 +459,7 @@ pub fn import_object(import: &Import, monitor: &dyn Monitor) -> Result<(String, 
         description: format!("haul import {tag}"),
         os: import.os.as_ref(),
         force: import.force,
+        fixes: None,
     };
     let request = request(wanted, &guest, &import.cvm)?;
     let waiting = Waiting { interval: Duration::from_secs(import.poll_seconds.max(1)), ..Waiting::default() };
@@ -473,8 +480,8 @@ fn architecture(guest: &Guest) -> Result<Architecture> {
 }
 
 /// The firmware to declare.
-fn boot_mode(guest: &Guest) -> BootMode {
-    match guest.boot {
+fn boot_mode(firmware: guest::disk::BootMode) -> BootMode {
+    match firmware {
         guest::disk::BootMode::Bios => BootMode::Bios,
         guest::disk::BootMode::Uefi => BootMode::Uefi,
     }

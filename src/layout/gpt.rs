@@ -4,9 +4,9 @@ use uuid::Uuid;
 
 use super::field::{bytes, has, le32, le64};
 use super::mbr::{self, PROTECTIVE};
-use super::{Partition, PartitionType, Table, TableKind};
+use super::{NewPartition, Partition, PartitionType, Table, TableKind};
 use crate::error::{Error, Kind, Result, Retry};
-use crate::io::{ReadAt, is_zero, read_vec};
+use crate::io::{ReadAt, WriteAt, is_zero, read_vec};
 use crate::unit::{Extent, to_usize};
 
 const SIGNATURE: &[u8] = b"EFI PART";
@@ -147,6 +147,51 @@ fn read_copy(disk: &dyn ReadAt, unit: u64, at: u64) -> Result<Option<Copy>> {
         array,
         entry_size: to_usize(entry_size),
     }))
+}
+
+/// Puts a partition into a free entry of both copies, which are intact and alike; its number, or `None` when there is none,
+/// or the table itself is where it should go.
+pub(super) fn add(
+    disk: &dyn ReadAt,
+    out: &dyn WriteAt,
+    new: &NewPartition,
+    kind: Uuid,
+) -> Result<Option<u32>> {
+    let mut primary = None;
+    for unit in [512, 4096] {
+        primary = primary.or(read_copy(disk, unit, 1)?);
+    }
+    let Some(copy) = primary else { return Ok(None) };
+    let (unit, size) = (copy.sector_size, copy.entry_size);
+    let free = (0..).zip(copy.array.chunks_exact(size)).find(|(_, entry)| is_zero(&entry[..16]));
+    let Some((slot, _)) = free else { return Ok(None) };
+    let mut array = copy.array;
+    let entry = &mut array[to_usize(slot) * size..][..size];
+    entry.fill(0);
+    entry[..16].copy_from_slice(&kind.to_bytes_le());
+    entry[16..32].copy_from_slice(&new.guid.to_bytes_le());
+    entry[32..40].copy_from_slice(&(new.extent.start / unit).to_le_bytes());
+    entry[40..48].copy_from_slice(&(new.extent.end / unit - 1).to_le_bytes());
+    for at in [1, copy.alternate] {
+        let mut header = read_vec(disk, at * unit, to_usize(unit))?;
+        let place = le64(&header, 72).saturating_mul(unit);
+        let own = Extent::at(place, array.len() as u64);
+        if !own.intersect(new.extent).is_empty() || new.extent.start < 2 * unit {
+            return Ok(None);
+        }
+        // Tools leave more room before the first partition than the table needs, and call it unusable.
+        let first = le64(&header, 40).min(new.extent.start / unit);
+        let last = le64(&header, 48).max(new.extent.end / unit - 1);
+        header[40..48].copy_from_slice(&first.to_le_bytes());
+        header[48..56].copy_from_slice(&last.to_le_bytes());
+        header[88..92].copy_from_slice(&crc32fast::hash(&array).to_le_bytes());
+        header[16..20].fill(0);
+        let crc = crc32fast::hash(&header[..to_usize(le32(&header, 12).into())]);
+        header[16..20].copy_from_slice(&crc.to_le_bytes());
+        out.write_at(&array, place)?;
+        out.write_at(&header, at * unit)?;
+    }
+    Ok(u32::try_from(slot + 1).ok())
 }
 
 fn partitions(disk: &dyn ReadAt, copy: &Copy) -> Table {

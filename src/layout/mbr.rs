@@ -4,7 +4,8 @@
 use super::field::le32;
 use super::{Partition, PartitionType, Step, Table, TableKind, require};
 use crate::error::Result;
-use crate::io::{ReadAt, read_array};
+use crate::io::{ReadAt, WriteAt, read_array};
+use crate::unit::{Extent, to_usize};
 
 /// Most logical partitions followed; Linux itself stops at about a hundred.
 const MAX_LOGICAL: u32 = 256;
@@ -86,7 +87,36 @@ pub(super) fn read(disk: &dyn ReadAt, sector: &[u8; 512], sector_size: u32) -> R
     Ok(Some(table))
 }
 
-fn partition(number: u32, extent: crate::unit::Extent, entry: &Entry) -> Partition {
+/// The first of the four entries that is empty, from 1.
+pub(super) fn free_entry(table: &Table) -> Option<u32> {
+    (1..=4).find(|number| table.partitions.iter().all(|part| part.number != *number))
+}
+
+/// Puts a partition into a free entry of `table`; its number, or `None` when there is none, or its numbers are too large.
+pub(super) fn add(
+    disk: &dyn ReadAt,
+    out: &dyn WriteAt,
+    table: &Table,
+    extent: Extent,
+    kind: u8,
+) -> Result<Option<u32>> {
+    let unit = u64::from(table.sector_size);
+    let (Ok(start), Ok(sectors)) = (u32::try_from(extent.start / unit), u32::try_from(extent.len() / unit))
+    else {
+        return Ok(None);
+    };
+    let Some(number) = free_entry(table) else { return Ok(None) };
+    let mut sector = read_array::<512>(disk, 0)?;
+    let entry = &mut sector[430 + 16 * to_usize(number.into())..][..16];
+    // Cylinders, heads and sectors that say "look at the sector numbers".
+    entry[..8].copy_from_slice(&[0, 0xfe, 0xff, 0xff, kind, 0xfe, 0xff, 0xff]);
+    entry[8..12].copy_from_slice(&start.to_le_bytes());
+    entry[12..].copy_from_slice(&sectors.to_le_bytes());
+    out.write_at(&sector, 0)?;
+    Ok(Some(number))
+}
+
+fn partition(number: u32, extent: Extent, entry: &Entry) -> Partition {
     Partition {
         number,
         extent,

@@ -4,6 +4,7 @@
 mod batch;
 mod btrfs;
 mod content;
+mod edit;
 mod ext;
 mod fat;
 mod field;
@@ -26,6 +27,7 @@ use crate::unit::Extent;
 
 pub use btrfs::{BtrfsAlias, BtrfsFiles, BtrfsInfo};
 pub use content::{Content, identify};
+pub use edit::{NewPartition, add_partition, room};
 pub use ext::ExtInfo;
 pub use fat::{ExfatInfo, FatInfo, fat_files, fat_folder};
 pub use files::{FileId, FileInfo, FileKind, Files};

@@ -51,11 +51,18 @@ fn boot(subject: &Subject<'_>) -> Option<Verdict> {
     // Without a table there is nothing to boot from, which disk.table tells.
     read_table(subject.disk).ok().flatten()?;
     let (_, mode) = file_systems(subject.disk).ok()?;
+    let wanted = subject.options.fixes.firmware;
     Some(match (mode, subject.options.edition()) {
+        // Whether that can be done is told with the fix-ups.
+        _ if wanted.is_some_and(|firmware| firmware != mode) => Verdict::new(
+            Severity::Fixable,
+            "it boots by firmware of another kind than the copy is to boot by",
+            "haul gives the copy a boot loader for it",
+        ),
         (BootMode::Uefi, Edition::Tce) => Verdict::new(
             subject.of_system(),
             "it boots by UEFI, which the private edition does not import",
-            "make it boot by BIOS: install grub-pc on a disk with an MBR",
+            "migrate with --firmware bios",
         ),
         (BootMode::Uefi, Edition::Public) => Verdict::pass("UEFI, which the import declares"),
         // The first 440 bytes are the boot loader's: an empty one is no loader at all.

@@ -34,6 +34,7 @@ fn look(guest: &Guest) -> Outcome {
                 no_guest_programs: keep_network,
                 force_import: keep_network,
                 packages: Vec::new(),
+                firmware: None,
             },
         ) {
             Ok(plan) => {

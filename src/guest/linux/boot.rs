@@ -239,7 +239,10 @@ mod tests {
         let line = "kernel /vmlinuz ro root=/dev/xvda1 console=hvc0 console=tty0 xencons=hvc0";
         let new = "kernel /vmlinuz ro root=/dev/xvda1 console=ttyS0,115200 console=tty0 xencons=hvc0";
         assert_eq!(without_xen(line).as_deref(), Some(new));
-        assert_eq!(without_xen("GRUB_CMDLINE_LINUX=\"console=xvc0,9600\"").as_deref(), Some("GRUB_CMDLINE_LINUX=\"console=ttyS0,115200\""));
+        assert_eq!(
+            without_xen("GRUB_CMDLINE_LINUX=\"console=xvc0,9600\"").as_deref(),
+            Some("GRUB_CMDLINE_LINUX=\"console=ttyS0,115200\"")
+        );
         assert_eq!(without_xen("linux /hvc0 console=ttyS1"), None);
     }
 

@@ -5,6 +5,7 @@ pub mod boot;
 pub mod builder;
 pub mod cloud_init;
 pub mod efi;
+pub mod firmware;
 pub mod fstab;
 pub mod ifcfg;
 pub mod ifupdown;
@@ -34,6 +35,7 @@ pub fn fixes(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<
     arrays(guest, draft);
     boot::fix(guest, options, draft)?;
     efi::fix(guest, draft)?;
+    firmware::fix(guest, options, draft)?;
     network::fix(guest, options, draft)?;
     cloud_init::fix(guest, options, draft)?;
     agents::fix(draft)?;

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::guest::inspect::{Guest, selinux};
 use crate::guest::package::{Installer, Package};
-use crate::guest::plan::{Draft, Options, Severity};
+use crate::guest::plan::{Draft, Fix, Options, Severity};
 
 /// Makes a system under SELinux label all its files when it next starts (selinux(8)).
 const RELABEL: &str = "/.autorelabel";
@@ -41,12 +41,18 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
             );
             continue;
         }
-        draft.install(installer, &its, "given by --package");
+        let packages = its.iter().map(|package| package.file.clone()).collect();
+        draft.push(Fix::Install { packages, installer, reason: "given by --package".into() });
     }
     // What is installed while SELinux is not running has no label.
     let labels = matches!(selinux(&guest.tree)?.as_deref(), Some("enforcing" | "permissive"));
     if labels && !packages.is_empty() {
-        draft.write(RELABEL, "", 0o644, "SELinux labels what is installed at the first start, which takes minutes")?;
+        draft.write(
+            RELABEL,
+            "",
+            0o644,
+            "SELinux labels what is installed at the first start, which takes minutes",
+        )?;
     }
     Ok(())
 }
