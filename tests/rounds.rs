@@ -424,8 +424,10 @@ mod objects {
         lock.lock().unwrap();
         let console = dir.path().join("console.log");
         // It is read where it is.
-        let expect = ["--expect", "HAUL-BEACON up", "--timeout", "400"];
-        done(&[&["boot", "--console", text(&console), &url], &expect[..]].concat());
+        let booted = done(&["boot", "--timeout", "400", "--console", text(&console), &url]);
+        assert_eq!(booted["inside"]["root"], "/dev/vda1", "{booted}");
+        assert_eq!(booted["inside"]["addresses"][0], "eth0:10.0.2.15/24", "{booted}");
+        assert_eq!(booted["inside"]["unmounted"], serde_json::json!([]), "{booted}");
     }
 
     /// The disk: Debian on its first 3 GiB, noise on the other five, where every round changes 1 % of 8 GiB.

@@ -10,6 +10,7 @@
 #   rootref=dev|uuid|label  in fstab and kernel command line  boot=no|yes     /boot on a partition of its own
 #   initramfs=list|most|dep  MODULES= of initramfs-tools   bootfull=PERCENT   fill /boot to this (with boot=yes)
 #             dracut       in its place, in the tree too     compress=default|gzip|lz4|…  COMPRESS= of initramfs-tools
+#   fallback=no|yes       by UEFI: a loader also where firmware without boot entries looks, as grub-install --force-extra-removable has it
 #   kernels=1|2           expected in the tree             swap=no|yes        partition, with resume from it
 #   cloudinit=yes|no                                       net=mac|dhcp|networkd
 #   payload=MB            random data in /srv/payload.bin  junk=MB            deleted random data, marked by a canary
@@ -25,7 +26,7 @@ tree=$1 out=$2
 declare -A key=(
   [size]=3G [pt]=mbr [firmware]=bios [rootref]=dev [boot]=no [bootfull]=0 [initramfs]=list [kernels]=1 [swap]=no [cloudinit]=yes
   [net]=mac [payload]=16 [junk]=256 [fs]=ext4 [on]=partition [compress]=default
-  [arch]=amd64
+  [arch]=amd64 [fallback]=no
 )
 for option in "${@:3}"; do
   [[ $option == *=* && -v key[${option%%=*}] ]] || { echo "unknown option $option" >&2; exit 2; }
@@ -391,6 +392,11 @@ G
   mcopy -i "$esp" "$root/usr/lib/shim/shim$efi.efi.signed" ::/EFI/debian/shim$efi.efi
   mcopy -i "$esp" "$root/usr/lib/grub/$efi_platform-signed/grub$efi.efi.signed" ::/EFI/debian/grub$efi.efi
   mcopy -i "$esp" "$work/files/grub.cfg" ::/EFI/debian/grub.cfg
+  if [ "${key[fallback]}" = yes ]; then
+    mmd -i "$esp" ::/EFI/BOOT
+    mcopy -i "$esp" "$root/usr/lib/shim/shim$efi.efi.signed" "::/EFI/BOOT/BOOT${efi^^}.EFI"
+    mcopy -i "$esp" "$root/usr/lib/grub/$efi_platform-signed/grub$efi.efi.signed" ::/EFI/BOOT/grub$efi.efi
+  fi
 else
   cp "$root"/usr/lib/grub/i386-pc/*.img "$root/boot/grub/i386-pc/"
   in_guest grub-mkimage -O i386-pc -p "(${boot_drive:=,$partmap$boot_on})$grub_path" -o /boot/grub/i386-pc/core.img \

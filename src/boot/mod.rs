@@ -9,8 +9,6 @@ mod vm;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use crate::error::{Error, Kind, Result};
 use crate::host::programs::Programs;
 use crate::monitor::{Level, Monitor};
@@ -54,7 +52,7 @@ impl Outcome {
     }
 
     /// The outcome as it is reported.
-    pub fn report(&self) -> impl Serialize {
+    pub fn report(&self) -> serde_json::Value {
         serde_json::json!({
             "state": self.verdict.state.name(),
             "evidence": self.verdict.evidence,

@@ -10,22 +10,28 @@ use clap::ValueEnum;
 
 use super::input::{Firmware, Input};
 use super::output::Output;
-use crate::boot::{self, Expect, Machine, State};
+use crate::boot::{self, Expect, Machine, Outcome};
 use crate::config::{Location, location_parser};
 use crate::error::{Error, Kind, Result};
 use crate::guest::disk::{BootMode, file_systems};
 use crate::guest::inspect;
 use crate::host::programs::Programs;
 use crate::image::{Format, Image, qcow2};
+use crate::io::ReadAt;
 use crate::io::nbd::Server;
 use crate::job::open::Opened;
-use crate::monitor::Monitor;
+use crate::job::probe::{Inside, MARKER, Probed};
+use crate::monitor::{Level, Monitor};
 
 /// Boot an image in QEMU on a cloud's hardware, and say whether its user space came up
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   haul boot server.qcow2
+  haul boot --script check-web.sh cos://images-1250000000/server.qcow2
   haul boot --hardware sata --expect 'web01 login:' --timeout 600 server.raw
+
+By root, of a Linux that haul knows, it also says what the guest's root is on, and whether a network card has an address
+and all of /etc/fstab is mounted: a script in what is thrown away tells. Otherwise a login prompt or the like is enough.
 
 The image is not written, nor an object downloaded: what the guest reads is fetched, what it writes
 is thrown away. The guest reaches no network.
@@ -45,9 +51,12 @@ pub struct Arguments {
     /// Disk controller and network card
     #[arg(long, value_enum, default_value = "virtio")]
     hardware: Hardware,
-    /// Text that must appear on the serial console (default: a login prompt or the like)
+    /// Text that must appear on the serial console, and nothing else (default: see below)
     #[arg(long, value_name = "TEXT")]
     expect: Option<String>,
+    /// Run this script in the guest, as root, once it is up: it must end with 0. What it says goes to the console
+    #[arg(long, value_name = "FILE", conflicts_with = "expect")]
+    script: Option<PathBuf>,
     /// Give up after so many seconds
     #[arg(long, default_value = "300", value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
@@ -107,7 +116,14 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
         None => boot::Arch::X86_64,
     };
     programs.find(arch.program())?;
-    let (served, path, format) = present(&opened, image)?;
+    let probed = match &arguments.expect {
+        Some(_) => None,
+        None => look_inside(&image, arguments.script.as_deref(), &*monitor)?,
+    };
+    let (served, path, format) = match &probed {
+        Some(probed) => serve(Arc::clone(&probed.disk))?,
+        None => present(&opened, image)?,
+    };
     let machine = Machine {
         arch,
         firmware: if uefi { boot::Firmware::Uefi } else { boot::Firmware::Bios },
@@ -119,7 +135,8 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
         memory_mib: arguments.memory,
         ..Machine::new(&path, format)
     };
-    let expect = arguments.expect.clone().map_or(Expect::UserSpace, Expect::Marker);
+    let marker = arguments.expect.clone().or_else(|| probed.as_ref().map(|_| MARKER.to_owned()));
+    let expect = marker.map_or(Expect::UserSpace, Expect::Marker);
     let timeout = Duration::from_secs(arguments.timeout);
     let outcome = boot::run(&programs, &machine, expect, timeout, &console, &*progress);
     progress.finish();
@@ -130,17 +147,62 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
         keep(from, to)?;
         outcome.screenshot = Some(to.clone());
     }
-    if outcome.verdict.state == State::Up {
-        let text = format!(
-            "the guest came up after {} s ({}): {}\nconsole {}",
-            outcome.elapsed.as_secs(),
-            outcome.accelerator.name(),
-            outcome.verdict.evidence,
-            outcome.console.display()
-        );
-        output.result(&outcome.report(), &text);
+    let outcome = outcome.up()?;
+    let mut report = outcome.report();
+    let mut evidence = outcome.verdict.evidence.clone();
+    if probed.is_some() {
+        let inside = inside(&outcome)?;
+        report["inside"] = serde_json::json!(inside);
+        evidence = format!("root on {}, {}", inside.root, inside.addresses.join(", "));
     }
-    outcome.up().map(drop)
+    let text = format!(
+        "the guest came up after {} s ({}): {evidence}\nconsole {}",
+        outcome.elapsed.as_secs(),
+        outcome.accelerator.name(),
+        outcome.console.display()
+    );
+    output.result(&report, &text);
+    Ok(())
+}
+
+/// The disk with what says how its guest came up; `None`, which is noted, where that cannot be had and no `script` needs it.
+fn look_inside(image: &Image, script: Option<&Path>, monitor: &dyn Monitor) -> Result<Option<Probed>> {
+    let text = script.map(|path| {
+        fs::read_to_string(path).map_err(|error| {
+            Error::new(Kind::Source, "boot.script", format!("cannot read the script {}", path.display()))
+                .remedy("see that it is there, can be read, and is text")
+                .caused_by(error)
+        })
+    });
+    let text = text.transpose()?;
+    match Probed::new(Arc::clone(&image.disk), text.as_deref(), monitor) {
+        Ok(probed) => Ok(Some(probed)),
+        Err(error) if script.is_some() => Err(error),
+        Err(error) => {
+            let why = format!("not looked inside: {}: {}", error.what(), error.why());
+            monitor.note(Level::Info, &why);
+            Ok(None)
+        }
+    }
+}
+
+/// What the guest said of itself; an error where something is missing.
+fn inside(outcome: &Outcome) -> Result<Inside> {
+    let inside = Inside::parse(&outcome.verdict.evidence);
+    let complaints = match &inside {
+        Some(inside) => inside.complaints(),
+        None => vec!["what it said of itself was cut off".to_owned()],
+    };
+    match inside {
+        Some(inside) if complaints.is_empty() => Ok(inside),
+        _ => Err(Error::new(Kind::Boot, "boot.incomplete", "the guest came up, but something is missing")
+            .because(complaints.join("; "))
+            .remedy(format!(
+                "look at its console in {}; --expect 'login:' asks for no more than a prompt",
+                outcome.console.display()
+            ))
+            .fact("console", outcome.console.display())),
+    }
 }
 
 /// Shows a disk to QEMU: a local raw or qcow2 file by its name, everything else through haul's own reader.
@@ -155,8 +217,13 @@ fn present(opened: &Opened, image: Image) -> Result<(Option<Server>, PathBuf, bo
             _ => {}
         }
     }
+    serve(image.disk)
+}
+
+/// Shows a disk to QEMU through haul.
+fn serve(disk: Arc<dyn ReadAt>) -> Result<(Option<Server>, PathBuf, boot::Format)> {
     let socket = std::env::temp_dir().join(format!("haul-boot-{}.sock", std::process::id()));
-    let server = Server::start(image.disk, &socket)?;
+    let server = Server::start(disk, &socket)?;
     Ok((Some(server), socket, boot::Format::Served))
 }
 

@@ -282,12 +282,7 @@ pub fn plan(guest: &Guest, options: &Options) -> Result<Plan> {
         draft.warn("disk.unread", why, "see that nothing the system needs to boot is there");
     }
     linux::fixes(guest, options, &mut draft)?;
-    let mut plan = Plan { fixes: draft.fixes, findings: draft.findings, mounts: Vec::new() };
-    if !plan.is_empty() {
-        plan.mounts = mounts(guest);
-        plan.mounts.extend(draft.mounts);
-    }
-    Ok(plan)
+    Ok(draft.plan(guest))
 }
 
 /// The root, and what the guest mounts below it and the fixes touch: /boot, /usr, /var and the like.
@@ -320,6 +315,16 @@ impl<'a> Draft<'a> {
     /// No changes yet to `tree`.
     pub fn new(tree: &'a Tree) -> Self {
         Draft { tree, texts: BTreeMap::new(), fixes: Vec::new(), findings: Vec::new(), mounts: Vec::new() }
+    }
+
+    /// The changes as a plan for `guest`.
+    pub fn plan(self, guest: &Guest) -> Plan {
+        let mut plan = Plan { fixes: self.fixes, findings: self.findings, mounts: Vec::new() };
+        if !plan.is_empty() {
+            plan.mounts = mounts(guest);
+            plan.mounts.extend(self.mounts);
+        }
+        plan
     }
 
     /// The tree below, without the changes.

@@ -10,6 +10,7 @@ pub mod open;
 pub mod report;
 #[cfg(feature = "net")]
 pub mod services;
+pub mod probe;
 pub mod round;
 pub mod source;
 pub mod state;

@@ -1,6 +1,6 @@
 //! cloud-init: finds the cloud's config drive, boots without one, and leaves the server who it is.
 
-use super::{has_systemd, os_conf, packages};
+use super::{os_conf, packages};
 use crate::error::Result;
 use crate::guest::inspect::{CLOUD_INIT_OFF, CloudInit, Guest, cloud_configs};
 use crate::guest::plan::{Draft, Line, Options};
@@ -42,7 +42,7 @@ fn installed(guest: &Guest, options: &Options) -> Result<Option<CloudInit>> {
 pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()> {
     let Some(installed) = installed(guest, options)? else {
         if options.force_import {
-            return os_conf::fix(has_systemd(draft.tree())?, draft);
+            return os_conf::fix(draft);
         }
         draft.warn(
             "cloud-init.none",

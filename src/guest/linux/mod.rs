@@ -1,6 +1,7 @@
 //! What a Linux guest needs: one file per group of fixes.
 
 pub mod agents;
+pub mod at_start;
 pub mod boot;
 pub mod builder;
 pub mod cloud_init;
@@ -15,6 +16,7 @@ pub mod lvm;
 pub mod network;
 pub mod os_conf;
 pub mod packages;
+pub mod probe;
 
 use super::inspect::Guest;
 use super::plan::{Draft, Options, Severity};

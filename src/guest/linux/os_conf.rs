@@ -1,6 +1,7 @@
 //! What stands in for cloud-init in a forced import: a script that takes the password from the disk of settings which the cloud
 //! attaches at each start.
 
+use super::at_start::{self, Script};
 use crate::error::Result;
 use crate::guest::plan::{Draft, Severity};
 
@@ -28,71 +29,25 @@ for conf in "$at/qcloud_action/os.conf" "$at/os_action/os.conf"; do
   exit
 done
 "#;
-const UNIT: &str = "\
-# Written by haul, in the place of cloud-init.
-[Unit]
-Description=Set the password that the cloud gives this server
-After=local-fs.target
-[Service]
-Type=oneshot
-ExecStart=/usr/local/sbin/haul-cloud-settings
-";
-/// Starts it: by a file, since a link is no text.
-const WANTED: &str = "[Unit]\nWants=haul-cloud-settings.service\n";
 const REASON: &str = "without cloud-init, it sets the password that the cloud gives the server";
-/// What runs at the end of a start where there is no systemd: of Red Hat, of Debian and Ubuntu, and SUSE's, which need not be
-/// there yet beside the other.
-const AT_START: [(&str, &str); 3] = [
-    ("/etc/rc.d/rc.local", "/etc/rc.d/rc.local"),
-    ("/etc/rc.local", "/etc/rc.local"),
-    ("/etc/init.d/boot.local", "/etc/init.d/after.local"),
-];
 
 /// Installs it.
-pub fn fix(has_systemd: bool, draft: &mut Draft<'_>) -> Result<()> {
-    draft.write(SCRIPT, TEXT, 0o755, REASON)?;
-    if has_systemd {
-        draft.write("/etc/systemd/system/haul-cloud-settings.service", UNIT, 0o644, REASON)?;
-        return draft.write("/etc/systemd/system/multi-user.target.d/50-haul.conf", WANTED, 0o644, REASON);
+pub fn fix(draft: &mut Draft<'_>) -> Result<()> {
+    let script = Script {
+        path: SCRIPT,
+        text: TEXT,
+        unit: "haul-cloud-settings",
+        description: "Set the password that the cloud gives this server",
+        after: "local-fs.target",
+        reason: REASON,
+    };
+    if !at_start::install(&script, draft)? {
+        draft.find(
+            "cloud-init.no-start",
+            Severity::Warning,
+            &format!("nothing starts {SCRIPT}: there is no systemd and no rc.local"),
+            "start it at the end of each start",
+        );
     }
-    for (beside, path) in AT_START {
-        if !draft.is_file(beside)? {
-            continue;
-        }
-        let old = draft.text(path)?.unwrap_or_else(|| "#!/bin/sh\n".into());
-        return draft.write(path, &with_line(&old), 0o755, REASON);
-    }
-    draft.find(
-        "cloud-init.no-start",
-        Severity::Warning,
-        &format!("nothing starts {SCRIPT}: there is no systemd and no rc.local"),
-        "start it at the end of each start",
-    );
     Ok(())
-}
-
-/// A script with the line that runs ours, before the one that ends it.
-fn with_line(script: &str) -> String {
-    if script.lines().any(|line| line == SCRIPT) {
-        return script.to_owned();
-    }
-    let end =
-        script.lines().rev().find(|line| !line.trim().is_empty()).filter(|line| line.trim() == "exit 0");
-    let at = end.and_then(|end| script.rfind(end)).unwrap_or(script.len());
-    let (head, tail) = script.split_at(at);
-    let gap = if head.is_empty() || head.ends_with('\n') { "" } else { "\n" };
-    format!("{head}{gap}{SCRIPT}\n{tail}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_line_comes_once_and_before_the_end() {
-        assert_eq!(with_line("#!/bin/sh\ntouch x"), format!("#!/bin/sh\ntouch x\n{SCRIPT}\n"));
-        let ended = with_line("#!/bin/sh -e\n# exit 0\nexit 0\n\n");
-        assert_eq!(ended, format!("#!/bin/sh -e\n# exit 0\n{SCRIPT}\nexit 0\n\n"));
-        assert_eq!(with_line(&ended), ended);
-    }
 }
