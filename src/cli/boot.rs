@@ -31,7 +31,8 @@ use crate::monitor::{Level, Monitor};
   haul boot --hardware sata --expect 'web01 login:' --timeout 600 server.raw
 
 By root, of a Linux that haul knows, it also says what the guest's root is on, and whether a network card has an address
-and all of /etc/fstab is mounted: a script in what is thrown away tells. Otherwise a login prompt or the like is enough.
+and all of /etc/fstab is mounted: a script in what is thrown away tells, for which the image's file systems are mounted here
+for a moment. With --expect, or where that cannot be, nothing is mounted, and a login prompt or the like is enough.
 
 The image is not written, nor an object downloaded: what the guest reads is fetched, what it writes
 is thrown away. The guest reaches no network.
