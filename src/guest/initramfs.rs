@@ -12,8 +12,10 @@ use crate::unit::to_usize;
 
 /// Most entries in all archives together; a large real one has 20,000.
 const MAX_ENTRIES: u64 = 1 << 20;
-/// Most bytes before decompression, and after it; a large real one has 1 GiB.
-const MAX_BYTES: u64 = 8 << 30;
+/// Most bytes before decompression, and after it, of all parts together; a large real one has 1 GiB.
+const MAX_BYTES: u64 = 2 << 30;
+/// Most zero bytes in a row between parts: programs that make one fill up to a block or a MiB.
+const MAX_PADDING: u64 = 16 << 20;
 /// Longest name, its terminating zero included.
 const MAX_NAME: u64 = 4097;
 /// Memory an xz stream may ask for, in KiB.
@@ -44,6 +46,7 @@ pub struct Contents {
     /// Whether zero bytes follow a stream of lz4, whose end nothing else marks.
     pub lz4_padded: bool,
     entries: u64,
+    unpacked: u64,
 }
 
 /// The file `/init`.
@@ -121,9 +124,12 @@ fn segments(stream: &mut dyn BufRead, found: &mut Contents, outer: bool) -> io::
             }
         };
         found.parts.push(method);
-        let mut bounded = BufReader::with_capacity(1 << 16, (&mut plain).take(MAX_BYTES));
+        let room = MAX_BYTES.saturating_sub(found.unpacked);
+        let mut bounded = BufReader::with_capacity(1 << 16, (&mut plain).take(room));
         segments(&mut bounded, found, false)?;
-        if bounded.get_ref().limit() == 0 {
+        let left = bounded.get_ref().limit();
+        found.unpacked += room - left;
+        if left == 0 {
             return Err(bad(format!("it holds more than {MAX_BYTES} bytes")));
         }
         drop(plain);
@@ -132,11 +138,16 @@ fn segments(stream: &mut dyn BufRead, found: &mut Contents, outer: bool) -> io::
 }
 
 fn skip_zeroes(stream: &mut dyn BufRead) -> io::Result<()> {
+    let mut skipped = 0;
     loop {
         let ready = stream.fill_buf()?;
         let zeroes = ready.iter().take_while(|byte| **byte == 0).count();
         let all = zeroes == ready.len();
         stream.consume(zeroes);
+        skipped += zeroes as u64;
+        if skipped > MAX_PADDING {
+            return Err(bad(format!("it has more than {MAX_PADDING} zero bytes in a row")));
+        }
         if !all || zeroes == 0 {
             return Ok(());
         }
@@ -372,6 +383,9 @@ pub(crate) mod tests {
     fn zeroes_without_end_are_an_error() {
         let error = read_within(io::repeat(0), "initrd.img", 1 << 20).unwrap_err();
         assert!(error.why().contains("1048576 bytes"), "{error:?}");
+        // A file that is one hole costs nothing to make, and would take seconds to read.
+        let error = read(io::repeat(0), "initrd.img").unwrap_err();
+        assert!(error.why().contains("16777216 zero bytes"), "{error:?}");
         let mut image = cpio(&["a/virtio.ko"]);
         image.resize(1000, 0);
         assert_eq!(read_within(&*image, "initrd.img", 1001).unwrap().modules.len(), 1);
