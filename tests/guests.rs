@@ -667,6 +667,8 @@ fn packages_are_installed_by_the_guests_own_program_and_nothing_of_it_stays() {
         fs::write(package, format!("this is {}\n", package.file_name().unwrap().display())).unwrap();
     }
     let options = Options { packages: packages[1..].to_vec(), ..Options::default() };
+    // Named twice, it is installed once.
+    let packages = [&packages[..], &packages[1..]].concat();
     let options_of_both = Options { packages, ..Options::default() };
     let plan = guest::plan(&guest::inspect(Arc::clone(&source)).unwrap(), &options_of_both).unwrap();
     assert!(matches!(&plan.fixes[0], Fix::Install { .. }), "{plan}");
@@ -725,7 +727,10 @@ fn on_partition(folder: &Path, table: &str, number: u32, start: u64) -> PathBuf 
             path,
             &text
                 .replace("/dev/sda\n", &format!("/dev/sda{number}\n"))
-                .replace("/dev/sda ", &format!("/dev/sda{number} ")),
+                .replace("/dev/sda ", &format!("/dev/sda{number} "))
+                // As Red Hat 7 writes it for BIOS; for UEFI it says `linuxefi`.
+                .replace("linux ", "linux16 ")
+                .replace("initrd ", "initrd16 "),
         );
     }
     for platform in ["x86_64-efi", "i386-pc"] {
@@ -752,6 +757,36 @@ fn on_partition(folder: &Path, table: &str, number: u32, start: u64) -> PathBuf 
     disk
 }
 
+/// Puts an EFI system partition of 4 MiB, with a distribution's loader, at this MiB of `disk`.
+fn put_shim(disk: &Path, at: u64) {
+    let (offset, image) = ((at * 2048).to_string(), format!("{}@@{at}M", disk.display()));
+    run("mkfs.fat", &["--offset", &offset, "-F", "12", disk.to_str().unwrap(), "4096"]);
+    run("mmd", &["-i", &image, "::/EFI", "::/EFI/debian"]);
+    run("mcopy", &["-i", &image, "/etc/hostname", "::/EFI/debian/shimx64.efi"]);
+}
+
+#[test]
+fn a_disk_for_both_firmwares_gets_its_own_loader_where_new_firmware_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = "label: gpt\nstart=1MiB, size=1MiB, type=21686148-6449-6E6F-744E-656564454649\n\
+                 start=2MiB, size=4MiB, type=U\nstart=6MiB, size=200MiB\n";
+    let disk = on_partition(dir.path(), table, 3, 6 << 20);
+    put_shim(&disk, 2);
+    let guest = guest::inspect(opened(&disk)).unwrap();
+    assert_eq!(guest.boot, BootMode::Bios);
+    let options = Options { firmware: Some(BootMode::Uefi), ..Options::default() };
+    let plan = guest::plan(&guest, &options).unwrap();
+    let copied = "! copy /boot/efi/EFI/debian/shimx64.efi to /boot/efi/EFI/BOOT/BOOTX64.EFI";
+    assert!(plan.to_string().contains(copied), "{plan}");
+    assert!(!plan.fixes.iter().any(|fix| matches!(fix, Fix::Partition { .. } | Fix::Grub { .. })), "{plan}");
+    let overlay = Arc::new(Overlay::create(opened(&disk), &dir.path().join("spool")).unwrap());
+    guest::apply(&plan, &overlay, &setup(dir.path()), &Tally::default()).unwrap();
+    gone(dir.path());
+    assert!(guest::prove(&plan, overlay.clone()).unwrap().iter().all(|proof| proof.holds), "{plan}");
+    let again = guest::plan(&guest::inspect(overlay).unwrap(), &options).unwrap();
+    assert!(again.is_empty(), "{again}");
+}
+
 #[test]
 fn a_disk_gets_a_boot_loader_for_the_other_firmware_beside_its_own() {
     const MIB: u64 = 1 << 20;
@@ -766,14 +801,7 @@ fn a_disk_gets_a_boot_loader_for_the_other_firmware_beside_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let disk = on_partition(dir.path(), &table, number, start);
         if wanted == BootMode::Bios {
-            // The loader it boots by.
-            let at = format!("{}@@1M", disk.display());
-            run("mkfs.fat", &["--offset", "2048", "-F", "12", disk.to_str().unwrap(), "4096"]);
-            run("mmd", &["-i", &at, "::/EFI", "::/EFI/debian"]);
-            run(
-                "mcopy",
-                &["-i", &at, dir.path().join("table").to_str().unwrap(), "::/EFI/debian/shimx64.efi"],
-            );
+            put_shim(&disk, 1);
         }
         let source = opened(&disk);
         let guest = guest::inspect(Arc::clone(&source)).unwrap();
@@ -831,6 +859,9 @@ fn a_disk_gets_a_boot_loader_for_the_other_firmware_beside_its_own() {
             assert_eq!(part[0x1f4..0x1fc], (start / 512 + 1).to_le_bytes());
             assert_eq!(part[0x1fc..core.len()], core[0x1fc..]);
         }
+        // Both firmwares read this menu.
+        let menu = fixed.tree.text("/boot/grub/grub.cfg").unwrap().unwrap();
+        assert!(menu.starts_with("linux /boot/vmlinuz-") && menu.contains("\ninitrd /boot/"), "{menu}");
         let text = fixed.tree.text("/boot/grub/x86_64-efi/load.cfg").unwrap();
         let text = text.or_else(|| fixed.tree.text("/boot/grub/i386-pc/load.cfg").unwrap()).unwrap();
         let uuid = fixed

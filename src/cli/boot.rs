@@ -20,7 +20,7 @@ use crate::image::{Format, Image, qcow2};
 use crate::io::ReadAt;
 use crate::io::nbd::Server;
 use crate::job::open::Opened;
-use crate::job::probe::{Inside, MARKER, Probed};
+use crate::job::probe::{Inside, MARKER, probed};
 use crate::monitor::{Level, Monitor};
 
 /// Boot an image in QEMU on a cloud's hardware, and say whether its user space came up
@@ -122,7 +122,7 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
         None => look_inside(&image, arguments.script.as_deref(), &*monitor)?,
     };
     let (served, path, format) = match &probed {
-        Some(probed) => serve(Arc::clone(&probed.disk))?,
+        Some(disk) => serve(Arc::clone(disk))?,
         None => present(&opened, image)?,
     };
     let machine = Machine {
@@ -167,7 +167,11 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
 }
 
 /// The disk with what says how its guest came up; `None`, which is noted, where that cannot be had and no `script` needs it.
-fn look_inside(image: &Image, script: Option<&Path>, monitor: &dyn Monitor) -> Result<Option<Probed>> {
+fn look_inside(
+    image: &Image,
+    script: Option<&Path>,
+    monitor: &dyn Monitor,
+) -> Result<Option<Arc<dyn ReadAt>>> {
     let text = script.map(|path| {
         fs::read_to_string(path).map_err(|error| {
             Error::new(Kind::Source, "boot.script", format!("cannot read the script {}", path.display()))
@@ -176,8 +180,8 @@ fn look_inside(image: &Image, script: Option<&Path>, monitor: &dyn Monitor) -> R
         })
     });
     let text = text.transpose()?;
-    match Probed::new(Arc::clone(&image.disk), text.as_deref(), monitor) {
-        Ok(probed) => Ok(Some(probed)),
+    match probed(Arc::clone(&image.disk), text.as_deref(), monitor) {
+        Ok(disk) => Ok(Some(disk)),
         Err(error) if script.is_some() => Err(error),
         Err(error) => {
             let why = format!("not looked inside: {}: {}", error.what(), error.why());

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::disk;
 use super::extended::Extended;
 use super::fat;
 use super::hook;
@@ -166,8 +167,8 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
 
 /// The boot loader's file at `path`, as it is in the copy by now.
 fn in_tree(overlay: &Arc<Overlay>, path: &str) -> Result<Vec<u8>> {
-    let guest = inspect(Arc::clone(overlay) as Arc<dyn ReadAt>)?;
-    let stream = guest.tree.open(path)?.ok_or_else(|| changed(path))?;
+    let tree = disk::open(Arc::clone(overlay) as Arc<dyn ReadAt>)?.tree;
+    let stream = tree.open(path)?.ok_or_else(|| changed(path))?;
     let mut bytes = Vec::new();
     stream.take(fat::MAX_FILE).read_to_end(&mut bytes).map_err(|error| {
         Error::new(Kind::Image, "guest.read", format!("cannot read the copy's {path}")).caused_by(error)

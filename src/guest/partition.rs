@@ -88,7 +88,9 @@ pub fn add(disk: &Arc<dyn Disk>, extent: Extent, purpose: Purpose) -> Result<Str
 /// sector, beside the table.
 pub fn write_boot_sector(disk: &dyn Disk, extent: Extent, boot: &[u8], core: &[u8]) -> Result<()> {
     let failed = |why: String| {
-        Error::new(Kind::Image, "guest.boot-sector", "cannot write the boot sector of the copy").because(why)
+        Error::new(Kind::Image, "guest.boot-sector", "cannot write the boot sector of the copy")
+            .because(why)
+            .remedy("make a larger gap between the disk's partitions, or leave --firmware out")
     };
     let mut core = core.to_vec();
     let (Some(boot), true) = (boot.get(..CODE), core.len() >= 512) else {

@@ -39,19 +39,8 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
         );
     }
     let names = fstab::names(guest, draft)?;
-    let settings = settings(draft)?;
-    for menu in &guest.menus {
-        draft.edit_lines(&menu.path, BY_UUID, |line| match menu.style.arguments(line) {
-            Some(_) => devices_by_uuid(line, &names).map_or(Line::Keep, Line::Replace),
-            None => Line::Keep,
-        })?;
-    }
-    environments(draft, BY_UUID, |value| devices_by_uuid(value, &names))?;
-    for path in &settings {
-        draft.edit_lines(path, BY_UUID, |line| match is_setting(path, line) {
-            true => devices_by_uuid(line, &names).map_or(Line::Keep, Line::Replace),
-            false => Line::Keep,
-        })?;
+    rewrite(guest, BY_UUID, draft, |arguments| devices_by_uuid(arguments, &names))?;
+    for path in &settings(draft)? {
         draft.edit_lines(
             path,
             "the menu the guest makes after a kernel update must name disks by UUID too",
@@ -71,6 +60,28 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
     }
     consoles(guest, draft)?;
     device_maps(draft)
+}
+
+/// Changes the arguments of every entry, and of those yet to be made, as `edit` says: it is given a whole line.
+fn rewrite(
+    guest: &Guest,
+    reason: &str,
+    draft: &mut Draft<'_>,
+    edit: impl Fn(&str) -> Option<String>,
+) -> Result<()> {
+    let edited = |line: &str, holds: bool| match holds {
+        true => edit(line).map_or(Line::Keep, Line::Replace),
+        false => Line::Keep,
+    };
+    for menu in &guest.menus {
+        let holds = |line: &str| menu.style.arguments(line).is_some();
+        draft.edit_lines(&menu.path, reason, |line| edited(line, holds(line)))?;
+    }
+    environments(draft, reason, &edit)?;
+    for path in settings(draft)? {
+        draft.edit_lines(&path, reason, |line| edited(line, is_setting(&path, line)))?;
+    }
+    Ok(())
 }
 
 /// The files with the arguments of menus yet to be made.
@@ -119,25 +130,13 @@ fn without_slots(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
     words.into_iter().try_for_each(|word| add(guest, word, NO_SLOTS, draft))
 }
 
-/// Has the kernel print on the serial port, too, which the cloud keeps, and nowhere that only the old machine has.
+/// Has the kernel print on the serial port, too, and nowhere that only the old machine has.
 fn consoles(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
     // There the firmware says which port there is.
     if guest.arch == "aarch64" {
         return Ok(());
     }
-    for menu in &guest.menus {
-        draft.edit_lines(&menu.path, NO_XEN, |line| match menu.style.arguments(line) {
-            Some(_) => without_xen(line).map_or(Line::Keep, Line::Replace),
-            None => Line::Keep,
-        })?;
-    }
-    environments(draft, NO_XEN, without_xen)?;
-    for path in settings(draft)? {
-        draft.edit_lines(&path, NO_XEN, |line| match is_setting(&path, line) {
-            true => without_xen(line).map_or(Line::Keep, Line::Replace),
-            false => Line::Keep,
-        })?;
-    }
+    rewrite(guest, NO_XEN, draft, without_xen)?;
     draft.edit_lines("/etc/inittab", NO_XEN, |line| {
         let on_xen = line.split([' ', '\t']).any(|word| XEN.contains(&word));
         match on_xen && !line.trim_start().starts_with('#') {

@@ -28,11 +28,16 @@ fn suffix(arch: &str) -> Option<&'static str> {
     }
 }
 
-/// Puts a copy of the distribution's loader there, with what that loader starts.
+/// Has a disk that boots by UEFI boot where no boot entries are known.
 pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
-    if guest.boot != BootMode::Uefi {
-        return Ok(());
+    match guest.boot {
+        BootMode::Uefi => make_removable(guest, draft),
+        BootMode::Bios => Ok(()),
     }
+}
+
+/// Puts a copy of the distribution's loader there, with what that loader starts.
+pub fn make_removable(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
     let (Some(esp), Some(target), Some(suffix)) = (guest.esp(), removable_loader(guest), suffix(guest.arch))
     else {
         draft.warn(

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::guest::disk::{BootMode, ESP_POINT, Parts};
 use crate::guest::grub::{INDEX, MODULES};
 use crate::guest::inspect::Guest;
-use crate::guest::linux::efi::removable_loader;
+use crate::guest::linux::efi::{self, removable_loader};
 use crate::guest::loader::Style;
 use crate::guest::package::Package;
 use crate::guest::partition::Purpose;
@@ -27,11 +27,13 @@ struct Platform {
     purpose: Purpose,
     /// The least and the most bytes of that.
     size: (u64, u64),
-    /// What its packages are called, of Debian, Ubuntu and of Red Hat, SUSE: a part of the name.
+    /// What its packages are called: two of Debian and Ubuntu, one of Red Hat, one of SUSE.
     packages: [&'static str; 4],
-    /// Commands of menus made for the other one, and what they are called there.
-    commands: [(&'static str, &'static str); 2],
 }
+
+/// Commands that GRUB has for one firmware alone, and those that do the same for both.
+const COMMANDS: [(&str, &str); 4] =
+    [("linux16", "linux"), ("initrd16", "initrd"), ("linuxefi", "linux"), ("initrdefi", "initrd")];
 
 const UEFI: Platform = Platform {
     firmware: BootMode::Uefi,
@@ -42,7 +44,6 @@ const UEFI: Platform = Platform {
     // GRUB has some 200 KiB, and the tables of a FAT a few.
     size: (448 << 10, 64 * MIB),
     packages: ["grub-efi-amd64-bin", "grub-efi-amd64", "grub2-efi-x64-modules", "grub2-x86_64-efi"],
-    commands: [("linux16", "linuxefi"), ("initrd16", "initrdefi")],
 };
 
 const BIOS: Platform = Platform {
@@ -53,7 +54,6 @@ const BIOS: Platform = Platform {
     purpose: Purpose::BiosBoot,
     size: (128 << 10, MIB),
     packages: ["grub-pc-bin", "grub-pc", "grub2-pc-modules", "grub2-i386-pc"],
-    commands: [("linuxefi", "linux16"), ("initrdefi", "initrd16")],
 };
 
 /// Gives the disk a boot loader for the firmware of `options`, beside the one it has.
@@ -61,6 +61,10 @@ pub fn fix(guest: &Guest, options: &Options, draft: &mut Draft<'_>) -> Result<()
     let Some(wanted) = options.firmware else { return Ok(()) };
     if boots_by(guest, wanted)? {
         return Ok(());
+    }
+    if wanted == BootMode::Uefi && guest.esp().is_some() {
+        // A disk for both already, but for a loader that a new machine's firmware finds.
+        return efi::make_removable(guest, draft);
     }
     let platform = if wanted == BootMode::Uefi { &UEFI } else { &BIOS };
     match loader(guest, options, platform)? {
@@ -213,9 +217,9 @@ impl Loader<'_> {
             Purpose::BiosBoot => draft.push(Fix::BootSector { core, start, end, reason: reason() }),
         }
         for menu in guest.menus.iter().filter(|menu| menu.style == Style::Grub) {
-            draft.edit_lines(&menu.path, "these commands are called otherwise there", |line| {
+            draft.edit_lines(&menu.path, "GRUB has this command for one firmware alone", |line| {
                 let word = line.split_whitespace().next().unwrap_or_default();
-                match platform.commands.iter().find(|(from, _)| *from == word) {
+                match COMMANDS.iter().find(|(from, _)| *from == word) {
                     Some((from, to)) => Line::Replace(line.replacen(from, to, 1)),
                     None => Line::Keep,
                 }

@@ -13,7 +13,7 @@ pub fn missing(guest: &Guest, options: &Options) -> Result<Vec<Package>> {
     let mut packages = Vec::new();
     for file in &options.packages {
         let package = Package::named(file)?;
-        if !package.is_installed(&guest.tree)? {
+        if !packages.contains(&package) && !package.is_installed(&guest.tree)? {
             packages.push(package);
         }
     }

@@ -11,7 +11,8 @@ pub const MARKER: &str = "HAUL-BOOT ";
 const OURS: &str = "/usr/local/sbin/haul-boot-probe";
 const THEIRS: &str = "/usr/local/sbin/haul-boot-script";
 const REASON: &str = "haul boot: it says how the guest came up";
-/// An address may come after everything else. What is mounted is held against fstab, which all systems have.
+/// An address may come after everything else. What is mounted is held against fstab, which all systems have; it may name a
+/// point by a link or with a slash behind it. There is no network to mount anything over.
 const TEXT: &str = r#"#!/bin/sh
 # Written by haul into a copy that is thrown away: says on the serial port how this server came up.
 PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -21,8 +22,11 @@ root=$(findmnt -no SOURCE / 2>/dev/null || awk '$2 == "/" {device = $1} END {pri
 addresses() { ip -o -4 addr show scope global 2>/dev/null | awk '{print $2 ":" $4}' | list; }
 tries=60
 while [ -z "$(addresses)" ] && [ $tries -gt 0 ]; do sleep 1; tries=$((tries - 1)); done
-unmounted=$(awk 'NR == FNR {there[$2] = 1; next}
-  $1 !~ /^#/ && $2 ~ /^\// && $4 !~ /noauto|nofail/ && !there[$2] {print $2}' /proc/mounts /etc/fstab | list)
+mounted() { awk -v point="$1" '$2 == point {found = 1} END {exit !found}' /proc/mounts; }
+unmounted=$(awk '$1 !~ /^#/ && $2 ~ /^\// && $3 !~ /^(nfs|cifs|smb|ceph|gluster|lustre|fuse|9p|afs)/ &&
+  $4 !~ /noauto|nofail|_netdev/ {print $2}' /etc/fstab | while read -r point; do
+  mounted "$point" || mounted "$(readlink -f "$point")" || echo "$point"
+done | list)
 dmesg -n 1 2>/dev/null
 script=
 if [ -x /usr/local/sbin/haul-boot-script ]; then
@@ -104,6 +108,48 @@ impl Inside {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_script_names_what_fstab_mounts_and_is_not_there_and_runs_the_users() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir(at("data")).unwrap();
+        std::os::unix::fs::symlink(at("data"), at("link")).unwrap();
+        let mounts = format!("/dev/vda1 / ext4 rw 0 0\n/dev/vda2 {} ext4 rw 0 0\n", at("data"));
+        std::fs::write(at("mounts"), mounts).unwrap();
+        let (link, slash) = (at("link"), at("data") + "/");
+        let fstab = format!(
+            "# /dev/x /comment ext4\nUUID=1 / ext4 defaults 0 1\nUUID=2 {link} ext4 defaults\nUUID=2 {slash} ext4 defaults\n\
+             UUID=3 /gone xfs defaults 0 2\nUUID=4 /maybe ext4 nofail\nUUID=5 /later ext4 noauto\n\
+             nas:/x /nas nfs4 rw 0 0\n/dev/x /remote ext4 _netdev\nUUID=6 none swap sw 0 0\n"
+        );
+        std::fs::write(at("fstab"), fstab).unwrap();
+        std::fs::write(at("script"), "#!/bin/sh\necho hello\nexit 4\n").unwrap();
+        std::fs::write(at("port"), "").unwrap();
+        let script = TEXT
+            .replace("/dev/ttyS0 /dev/ttyAMA0", &at("port"))
+            .replace(">$port", ">>$port")
+            .replace("/proc/mounts", &at("mounts"))
+            .replace("/etc/fstab", &at("fstab"))
+            .replace(THEIRS, &at("script"))
+            .replace("dmesg -n 1", "true")
+            .replace("tries=60", "tries=0");
+        for executable in [false, true] {
+            std::fs::write(at("port"), "").unwrap();
+            let mode = if executable { "755" } else { "644" };
+            assert!(
+                std::process::Command::new("chmod").args([mode, &at("script")]).status().unwrap().success()
+            );
+            let done = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
+            assert!(done.success());
+            let said = std::fs::read_to_string(at("port")).unwrap();
+            let line = said.lines().find(|line| line.starts_with(MARKER)).unwrap();
+            let inside = Inside::parse(line).unwrap();
+            assert_eq!(inside.unmounted, ["/gone"], "{said}");
+            assert_eq!(inside.script, executable.then_some(4), "{said}");
+            assert_eq!(said.contains("HAUL-SCRIPT hello"), executable, "{said}");
+        }
+    }
 
     #[test]
     fn what_a_guest_says_is_told_and_what_is_missing_is_complained_of() {
