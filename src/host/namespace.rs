@@ -2,7 +2,7 @@
 //! or devices in which programs of the guest may run.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getppid, pivot_root};
+use nix::unistd::{ForkResult, Pid, fork, getppid, pipe2, pivot_root};
 
 use super::mounts;
 use crate::error::{Error, Kind, Result};
@@ -166,7 +166,8 @@ pub fn drop_stdin() -> Result<()> {
 /// are killed with this process. To be called while this process has a single thread. `body` must report
 /// through a descriptor it holds; here only its being `true` is told.
 pub fn confined(root: &Path, limits: Limits, body: impl FnOnce() -> bool) -> Result<bool> {
-    let group = ControlGroup::create(limits)?;
+    let group = ControlGroup::create(limits);
+    let (trouble, to_parent) = pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("open a pipe", error))?;
     // Only children enter the new process namespace: this process stays where it can kill them.
     unshare(CloneFlags::CLONE_NEWPID).map_err(|error| failed("open a process namespace", error))?;
     let parent = nix::unistd::getpid();
@@ -185,7 +186,8 @@ pub fn confined(root: &Path, limits: Limits, body: impl FnOnce() -> bool) -> Res
                 Ok(()) if body() => 0,
                 Ok(()) => 1,
                 Err(error) => {
-                    eprintln!("{error}: {}", error.why());
+                    // Without it the parent knows by the code that it failed, though not why.
+                    let _ = File::from(to_parent).write_all(format!("{error}: {}", error.why()).as_bytes());
                     2
                 }
             };
@@ -193,17 +195,23 @@ pub fn confined(root: &Path, limits: Limits, body: impl FnOnce() -> bool) -> Res
             unsafe { libc::_exit(code) }
         }
     };
-    let outcome = wait(child, limits.time);
+    drop(to_parent);
+    let outcome = wait(child, limits.time, File::from(trouble));
     drop(group);
     outcome
 }
 
-fn wait(child: Pid, time: Duration) -> Result<bool> {
+fn wait(child: Pid, time: Duration, mut trouble: File) -> Result<bool> {
     let deadline = Instant::now() + time;
     loop {
         match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, 2)) => {
-                return Err(failed("set up the box for the guest's programs", Errno::EPERM));
+                let mut why = String::new();
+                let read = trouble.read_to_string(&mut why);
+                return Err(failed(
+                    "set up the box for the guest's programs",
+                    read.err().unwrap_or_else(|| io::Error::other(why)),
+                ));
             }
             Ok(WaitStatus::Exited(_, code)) => return Ok(code == 0),
             Ok(WaitStatus::Signaled(_, signal, _)) => {
@@ -349,6 +357,9 @@ fn give_up_privileges() -> io::Result<()> {
     if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A box's group is named so, and by the number of the process that made it.
+const GROUP: &str = "haul-";
+
 /// A control group of the box's own, version 1 or 2, removed when dropped.
 struct ControlGroup {
     folders: Vec<PathBuf>,
@@ -356,9 +367,9 @@ struct ControlGroup {
 
 impl ControlGroup {
     /// Makes the group. A host that offers no control groups is no obstacle: the time limit still holds.
-    fn create(limits: Limits) -> Result<Self> {
+    fn create(limits: Limits) -> Self {
         let root = Path::new("/sys/fs/cgroup");
-        let name = format!("haul-{}", std::process::id());
+        let name = format!("{GROUP}{}", std::process::id());
         let mut group = ControlGroup { folders: Vec::new() };
         if root.join("cgroup.controllers").exists() {
             // Only a group without processes of its own may hand controllers down; the root always may.
@@ -367,7 +378,7 @@ impl ControlGroup {
             group.add(&root.join("memory"), &name, &[("memory.limit_in_bytes", limits.memory)]);
             group.add(&root.join("pids"), &name, &[("pids.max", limits.processes)]);
         }
-        Ok(group)
+        group
     }
 
     fn add(&mut self, parent: &Path, name: &str, settings: &[(&str, u64)]) {
@@ -390,17 +401,19 @@ impl ControlGroup {
                 .write(true)
                 .custom_flags(libc::O_CLOEXEC)
                 .open(folder.join("cgroup.procs"))
-                .and_then(|mut file| io::Write::write_all(&mut file, b"0"))
+                .and_then(|mut file| file.write_all(b"0"))
                 .map_err(|error| failed("enter a control group", error))?;
         }
         Ok(())
     }
 }
 
-/// Removes groups left by jobs that were killed; those in use refuse.
+/// Removes groups left by jobs that were killed. One whose job lives may be empty, its box about to enter it.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("haul-") {
+        let name = entry.file_name();
+        let job = name.to_str().and_then(|name| name.strip_prefix(GROUP)?.parse::<u32>().ok());
+        if job.is_some_and(|job| !Path::new("/proc").join(job.to_string()).exists()) {
             let _ = fs::remove_dir(entry.path());
         }
     }
@@ -418,6 +431,35 @@ impl Drop for ControlGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_is_swept_when_its_job_is_dead_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let folder = |name: String| {
+            let folder = dir.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            folder
+        };
+        let [ours, left, others] =
+            [format!("haul-{}", std::process::id()), format!("haul-{}", dead.id()), "haul-er".to_owned()]
+                .map(folder);
+        sweep(dir.path());
+        assert!(ours.exists() && !left.exists() && others.exists());
+    }
+
+    #[test]
+    fn a_box_that_cannot_be_set_up_says_why() {
+        let (trouble, mut to_parent) = std::io::pipe().unwrap();
+        to_parent.write_all(b"cannot mount /run").unwrap();
+        drop(to_parent);
+        let mut child = std::process::Command::new("sh").args(["-c", "exit 2"]).spawn().unwrap();
+        let number = Pid::from_raw(child.id().cast_signed());
+        let error = wait(number, Duration::from_secs(60), File::from(OwnedFd::from(trouble))).unwrap_err();
+        assert!(child.wait().is_err(), "nobody has waited for it");
+        assert_eq!((error.kind(), error.why().as_str()), (Kind::Privilege, "cannot mount /run"));
+    }
 
     #[test]
     fn of_the_hosts_mounts_only_those_it_lies_on_are_held() {
