@@ -32,9 +32,10 @@ use std::time::{Duration, Instant};
 
 use haul::boot::config_drive::ConfigDrive;
 use haul::boot::{Accelerator, Arch, Expect, Firmware, Format, Hardware, Machine, State};
+use haul::error::Kind;
 use haul::guest::disk::BootMode;
 use haul::guest::plan::{Fix, Options};
-use haul::guest::{self, Setup};
+use haul::guest::{self, Executor, Setup};
 use haul::host::programs::Programs;
 use haul::image::overlay::Overlay;
 use haul::io::{DiskFile, ReadAt};
@@ -1420,6 +1421,79 @@ fn a_debian_given_the_package_of_cloud_init_is_set_up_by_it_and_stays_itself() {
     let words = fixed_and_booted(&["cloudinit=no"], Some(&drive), &fixes);
     assert_eq!((words["cloud"].as_str(), words["livehost"].as_str()), ("done", "source-01"), "{words:?}");
     assert!(words["addrs"].starts_with("eth0:10.0.2."), "{words:?}");
+}
+
+#[test]
+fn an_appliance_that_cannot_start_fails_the_job_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    // Its kernel is a few bytes that no machine starts.
+    let source = opened(&small_guest(dir.path(), "cp /good.img $out"));
+    let plan = guest::plan(&guest::inspect(Arc::clone(&source)).unwrap(), &Options::default()).unwrap();
+    // The header of a program without an interpreter.
+    let program = dir.path().join("static");
+    let mut header = vec![0; 120];
+    (header[32], header[54], header[56], header[64]) = (64, 56, 1, 1);
+    fs::write(&program, header).unwrap();
+    for (program, kind, why) in [
+        (Path::new("/bin/sh"), Kind::Image, "this haul needs libraries"),
+        (&program, Kind::Boot, "linux kernel too old to load a ram disk"),
+    ] {
+        let overlay = Arc::new(Overlay::create(Arc::clone(&source), &dir.path().join("spool")).unwrap());
+        let setup = Setup { program: program.into(), executor: Executor::Appliance, ..setup(dir.path()) };
+        let error = guest::apply(&plan, &overlay, &setup, &Tally::default()).unwrap_err();
+        assert!(error.kind() == kind && error.why().contains(why), "{error:?}");
+        assert!(!overlay.is_sealed());
+        gone(dir.path());
+    }
+}
+
+/// Fixes a copy as a user who may mount nothing, and boots it.
+fn moves_by_an_appliance(options: &[&str]) {
+    let (disk, facts) = debian_disk(options);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (haul, copy) = (path("haul"), path("copy.qcow2"));
+    // The first process of an appliance has no libraries.
+    run("cp", &[run("scripts/build.sh", &[]).trim(), &haul]);
+    run(&haul, &["convert", disk.to_str().unwrap(), &copy]);
+    run("chown", &["-R", "65534:65534", dir.path().to_str().unwrap()]);
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"];
+    let start = Instant::now();
+    let said = run("setpriv", &[&nobody[..], &[&haul, "fix", &copy]].concat());
+    println!("figure: {options:?} is fixed in an appliance in {} s", start.elapsed().as_secs());
+    assert!(said.contains("initrd.img"), "{said}");
+    let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
+    lock.lock().unwrap();
+    let machine = Machine { accelerator: Accelerator::Tcg, ..Machine::new(&copy, Format::Qcow2) };
+    let (expect, time) = (Expect::Marker("HAUL-BEACON up".into()), Duration::from_secs(400));
+    let log = dir.path().join("console.log");
+    let outcome =
+        haul::boot::run(&Programs::default(), &machine, expect, time, &log, &Tally::default()).unwrap();
+    assert_eq!(outcome.verdict.state, State::Up, "{:?}", outcome.verdict);
+    println!("figure: and boots in {} s: {}", outcome.elapsed.as_secs(), outcome.verdict.evidence);
+    let evidence = &outcome.verdict.evidence;
+    for (key, value) in facts["identity"].as_object().unwrap() {
+        assert!(evidence.contains(&format!(" {key}={} ", value.as_str().unwrap())), "{key}: {evidence}");
+    }
+    assert!(evidence.contains(" failed= ") && evidence.contains(" addrs=eth0:10.0.2."), "{evidence}");
+}
+
+#[test]
+#[ignore = "long: boots guests under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_is_fixed_in_an_appliance_by_nobody_and_boots() {
+    moves_by_an_appliance(&[]);
+}
+
+#[test]
+#[ignore = "long: boots guests under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_in_a_subvolume_of_btrfs_is_fixed_in_an_appliance_and_boots() {
+    moves_by_an_appliance(&["fs=btrfs"]);
+}
+
+#[test]
+#[ignore = "long: boots guests under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_in_a_logical_volume_is_fixed_in_an_appliance_and_boots() {
+    moves_by_an_appliance(&["on=lvm"]);
 }
 
 /// Has the disk boot by `firmware`, too, by GRUB's modules for it from this package.

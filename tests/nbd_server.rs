@@ -142,6 +142,73 @@ fn qemu_reads_at_any_offset_and_cannot_write() {
 }
 
 #[test]
+fn a_disk_that_may_be_written_is_by_qemu_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, path) = disk(dir.path());
+    let server = Server::writable(disk.clone(), disk.clone(), &dir.path().join("socket")).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", text(server.path()));
+    let info: serde_json::Value = serde_json::from_str(&run("nbdinfo", &["--json", &uri])).unwrap();
+    for (what, is) in [
+        ("is_read_only", false),
+        ("can_flush", true),
+        // What one client has written another one might not see.
+        ("can_multi_conn", false),
+        ("can_trim", false),
+        ("can_zero", false),
+        ("can_fua", false),
+    ] {
+        assert_eq!(info["exports"][0][what].as_bool(), Some(is), "{what}");
+    }
+    let mut random = Random::new(5);
+    let mut commands = Vec::new();
+    for i in 0..40 {
+        // The longest are more than one request, and the last one ends with the disk.
+        let len = 1 + random.below(if i % 10 == 0 { 3 << 20 } else { 100_000 });
+        let at = if i == 39 { SIZE - len } else { random.below(SIZE - len) };
+        commands.extend(["-c".into(), format!("write -P {} {at} {len}", 1 + i)]);
+        // Patterns, as writes of zeroes are another request, which the server does not offer.
+        commands.extend(["-c".into(), format!("write -z {} 70000", random.below(SIZE - 70_000))]);
+    }
+    commands.extend(["-c".into(), "flush".into()]);
+    for target in [&uri, text(&path)] {
+        let mut words = vec!["-f", "raw"];
+        words.extend(commands.iter().map(String::as_str));
+        words.push(target);
+        let out = run("qemu-io", &words);
+        assert_eq!(out.matches("bytes at offset").count(), 80, "{out}");
+    }
+    server.stop().unwrap();
+    let mut bytes = vec![0; SIZE.try_into().unwrap()];
+    disk.read_at(&mut bytes, 0).unwrap();
+    assert!(bytes == fs::read(&path).unwrap());
+}
+
+/// A disk that nothing can be written to.
+struct Full;
+
+impl WriteAt for Full {
+    fn write_at(&self, _: &[u8], offset: u64) -> haul::error::Result<()> {
+        Err(haul::error::Error::new(Kind::Destination, "io.write", format!("cannot write at {offset}")))
+    }
+
+    fn sync(&self) -> haul::error::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_is_an_error_of_its_clients_and_of_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, _) = disk(dir.path());
+    let server = Server::writable(disk, Arc::new(Full), &dir.path().join("socket")).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", text(server.path()));
+    let (code, out, err) = try_run("qemu-io", &["-f", "raw", "-c", "write 0 4096", &uri]);
+    assert!(code != 0 && format!("{out}{err}").contains("Input/output error"), "{out}{err}");
+    let error = server.stop().unwrap_err();
+    assert_eq!((error.id(), error.what()), ("io.write", "cannot write at 0"));
+}
+
+#[test]
 fn our_own_client_sees_the_disk_and_its_holes() {
     let served = served();
     let client = Client::connect(&Uri::parse(&served.uri).unwrap()).unwrap();

@@ -92,6 +92,17 @@ impl Accelerator {
     }
 }
 
+/// A kernel that QEMU starts itself, past firmware and boot loader.
+#[derive(Clone, Debug)]
+pub struct Direct {
+    /// The file of the kernel.
+    pub kernel: PathBuf,
+    /// The file of its initramfs.
+    pub initramfs: PathBuf,
+    /// Its arguments.
+    pub arguments: String,
+}
+
 /// A machine with one disk, whose writes are thrown away, on a network that ends at its own DHCP server.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -116,6 +127,8 @@ pub struct Machine {
     pub config_drive: Option<PathBuf>,
     /// What runs the guest.
     pub accelerator: Accelerator,
+    /// What is started in the place of what the disk boots. The disk's writes are kept then, and there is no network.
+    pub direct: Option<Direct>,
 }
 
 impl Machine {
@@ -132,6 +145,7 @@ impl Machine {
             mac: [0x52, 0x54, 0x00, 0x48, 0x41, 0x55],
             config_drive: None,
             accelerator: Accelerator::Auto,
+            direct: None,
         }
     }
 
@@ -152,7 +166,12 @@ impl Machine {
         add("-accel", accel.into());
         add("-smp", self.cpus.to_string());
         add("-m", self.memory_mib.to_string());
-        if self.firmware == Firmware::Uefi || self.arch == Arch::Aarch64 {
+        if let Some(Direct { kernel, initramfs, arguments }) = &self.direct {
+            for (option, file) in [("-kernel", kernel), ("-initrd", initramfs)] {
+                add(option, plain(file)?);
+            }
+            add("-append", arguments.clone());
+        } else if self.firmware == Firmware::Uefi || self.arch == Arch::Aarch64 {
             let (code, variables) = uefi(self.arch)?;
             add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
             add("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={variables}"));
@@ -165,7 +184,8 @@ impl Machine {
                 format!("format=raw,file.driver=nbd,file.server.type=unix,file.server.path={path}")
             }
         };
-        add("-drive", format!("if=none,id=disk,cache.no-flush=on,snapshot=on,{image}"));
+        let writes = if self.direct.is_some() { "" } else { "cache.no-flush=on,snapshot=on," };
+        add("-drive", format!("if=none,id=disk,{writes}{image}"));
         if let Some(drive) = &self.config_drive {
             let file = file_option(drive)?;
             add("-drive", format!("if=none,id=config,format=raw,readonly=on,file={file}"));
@@ -178,9 +198,15 @@ impl Machine {
         if let Some(controller) = controller {
             add("-device", controller.into());
         }
-        add("-device", format!("{disk},drive=disk,bootindex=0"));
+        let first = if self.direct.is_some() { "" } else { ",bootindex=0" };
+        add("-device", format!("{disk},drive=disk{first}"));
         if self.config_drive.is_some() {
             add("-device", format!("{config},drive=config"));
+        }
+        if self.direct.is_some() {
+            // It would begin again, on a disk that is not as it was.
+            words.push("-no-reboot".into());
+            return Ok(words);
         }
         let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
         add("-netdev", "user,id=net,restrict=on".into());
@@ -215,9 +241,14 @@ fn words_of_every_machine(add: &mut impl FnMut(&str, String)) {
 
 /// `path` as QEMU's `file=`: absolute, so that no part of it is a protocol, with its commas doubled.
 fn file_option(path: &Path) -> Result<String> {
+    Ok(plain(path)?.replace(',', ",,"))
+}
+
+/// `path` as it is, from the root on.
+fn plain(path: &Path) -> Result<String> {
     let absolute = path.canonicalize().map_err(|error| cannot_open(path).caused_by(error))?;
     let text = absolute.to_str().ok_or_else(|| cannot_open(path).because("its path is not UTF-8"))?;
-    Ok(text.replace(',', ",,"))
+    Ok(text.to_owned())
 }
 
 fn cannot_open(path: &Path) -> Error {
@@ -321,6 +352,35 @@ mod tests {
             assert!(disk.contains("snapshot=on") && disk.ends_with("a,,file=b.raw"), "{disk}");
             let sata = words.iter().any(|word| word.contains("ahci") || word.contains("e1000"));
             assert_eq!(sata, hardware == Hardware::Sata);
+        }
+    }
+
+    #[test]
+    fn a_kernel_of_its_own_gets_the_disk_to_write_and_no_network_and_no_second_start() {
+        let (dir, path) = image(&[0; 512], "disk.raw");
+        let file = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            path
+        };
+        let (kernel, initramfs) = (file("vm,linuz"), file("initramfs"));
+        let direct = Direct { kernel, initramfs, arguments: "console=ttyS0 quiet".into() };
+        for arch in [Arch::X86_64, Arch::Aarch64] {
+            let direct = Some(direct.clone());
+            let machine = Machine { arch, direct, ..Machine::new(&path, Format::Raw) };
+            let words = machine.arguments(Accelerator::Tcg).unwrap();
+            let after = |option: &str| {
+                let at = words.iter().position(|word| word == option).unwrap();
+                words[at + 1].as_str()
+            };
+            // Only options with parts of their own double a comma.
+            assert!(after("-kernel").ends_with("/vm,linuz"), "{words:?}");
+            assert!(after("-initrd").ends_with("/initramfs"), "{words:?}");
+            assert_eq!(after("-append"), "console=ttyS0 quiet");
+            assert!(words.contains(&"-no-reboot".to_owned()), "{words:?}");
+            let disk = words.iter().find(|word| word.contains("id=disk")).unwrap();
+            assert!(!disk.contains("snapshot") && !disk.contains("no-flush"), "{disk}");
+            assert!(words.iter().all(|word| !word.contains("net") && !word.contains("pflash")), "{words:?}");
         }
     }
 

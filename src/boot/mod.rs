@@ -14,7 +14,7 @@ use crate::host::programs::Programs;
 use crate::monitor::{Level, Monitor};
 
 pub use console::{Console, Expect, State, Verdict};
-pub use machine::{Accelerator, Arch, Firmware, Format, Hardware, Machine};
+pub use machine::{Accelerator, Arch, Direct, Firmware, Format, Hardware, Machine};
 pub use vm::Vm;
 
 /// How a boot went.

@@ -61,7 +61,7 @@ struct Qemu {
 struct Progress {
     at: Instant,
     asked: Instant,
-    transfers: u64,
+    transfers: Transfers,
 }
 
 impl<'a> Vm<'a> {
@@ -99,7 +99,7 @@ impl<'a> Vm<'a> {
             logged: 0,
             judge: Console::new(expect),
             resets: 0,
-            progress: Progress { at: now, asked: now, transfers: 0 },
+            progress: Progress { at: now, asked: now, transfers: Transfers::default() },
         })
     }
 
@@ -134,8 +134,7 @@ impl<'a> Vm<'a> {
             if verdict.is_some() {
                 return Ok(verdict);
             }
-            let may_fall_back =
-                self.machine.accelerator == Accelerator::Auto && self.accelerator == Accelerator::Kvm;
+            let may_fall_back = self.may_fall_back();
             let lost = match self.qemu.control.events() {
                 Ok(events) => {
                     if let Some(verdict) = self.weigh(&events, monitor) {
@@ -234,7 +233,7 @@ impl<'a> Vm<'a> {
     fn fall_back_if_stalled(&mut self, monitor: &dyn Monitor) -> Result<()> {
         if self.progress.asked.elapsed() >= STALL / 10 {
             self.progress.asked = Instant::now();
-            let transfers = transfers(&self.qemu.control.command("query-blockstats", json!({}))?);
+            let transfers = Transfers::read(&self.qemu.control.command("query-blockstats", json!({}))?);
             if transfers != self.progress.transfers {
                 self.progress.transfers = transfers;
                 self.progress.at = Instant::now();
@@ -244,6 +243,12 @@ impl<'a> Vm<'a> {
             return Ok(());
         }
         self.fall_back(&format!("the guest made no progress for {} s under KVM", STALL.as_secs()), monitor)
+    }
+
+    /// Whether KVM was haul's choice. Where writes are kept there is no second start after the first of them; by then it works.
+    fn may_fall_back(&self) -> bool {
+        let at_work = self.machine.direct.is_some() && self.progress.transfers.writes > 0;
+        self.machine.accelerator == Accelerator::Auto && self.accelerator == Accelerator::Kvm && !at_work
     }
 
     /// Starts the guest again, from its beginning, under TCG.
@@ -322,13 +327,19 @@ fn kvm_is_usable() -> bool {
     OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
-/// Reads and writes of all disks together, from `query-blockstats`.
-fn transfers(stats: &Value) -> u64 {
-    let of = |disk: &Value| {
-        ["rd_operations", "wr_operations"]
-            .iter()
-            .filter_map(|name| disk.pointer(&format!("/stats/{name}"))?.as_u64())
-            .fold(0, u64::saturating_add)
-    };
-    stats.as_array().into_iter().flatten().map(of).fold(0, u64::saturating_add)
+/// How often all disks together were read and written.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Transfers {
+    reads: u64,
+    writes: u64,
+}
+
+impl Transfers {
+    /// What the answer to `query-blockstats` says.
+    fn read(stats: &Value) -> Self {
+        let disks = || stats.as_array().into_iter().flatten();
+        let sum =
+            |name: &str| disks().filter_map(|disk| disk.pointer(name)?.as_u64()).fold(0, u64::saturating_add);
+        Transfers { reads: sum("/stats/rd_operations"), writes: sum("/stats/wr_operations") }
+    }
 }

@@ -70,6 +70,9 @@ pub struct Fixes {
     /// Have the copy boot by this firmware, too, where the disk boots by the other one; by the guest's own GRUB
     #[arg(long, conflicts_with = "no_guest_programs")]
     firmware: Option<Firmware>,
+    /// Fix in a virtual machine, by the guest's own kernel, as haul does by itself where it is not root; needs QEMU
+    #[arg(long)]
+    appliance: bool,
 }
 
 impl Fixes {
@@ -87,6 +90,7 @@ impl Fixes {
                 Firmware::Bios => BootMode::Bios,
                 Firmware::Uefi => BootMode::Uefi,
             }),
+            appliance: self.appliance,
         })
     }
 }

@@ -105,7 +105,7 @@ pub fn print(text: &str) {
 }
 
 /// Names and labels come from disks: control characters in them must not reach a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
         .collect()

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::output::print;
+use super::output::{print, printable};
 use crate::monitor::{Counter, Level, Monitor};
 use crate::unit::bytes::human;
 
@@ -153,6 +153,7 @@ impl Monitor for Progress {
         if level == Level::Warning {
             self.warned.store(true, Ordering::Relaxed);
         }
+        let text = &printable(text);
         let word = if level == Level::Warning { "warning" } else { "note" };
         match &self.form {
             Form::Events => print(&json!({"event": "note", "level": word, "text": text}).to_string()),

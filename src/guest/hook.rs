@@ -101,7 +101,7 @@ pub fn appendix(kernel: &str, image: &str, len: u64, names: &[String], open: Ope
 
 /// The files of the modules called `names` and of all they depend on, by the text of modules.dep: those first that others
 /// need. Modules that are built in are not in it.
-fn in_order<'a>(dep: &'a str, names: &[String]) -> Vec<&'a str> {
+pub(super) fn in_order<'a>(dep: &'a str, names: &[String]) -> Vec<&'a str> {
     let lines: Vec<(&str, Vec<&str>)> = dep
         .lines()
         .filter_map(|line| line.split_once(':'))
@@ -118,7 +118,7 @@ fn in_order<'a>(dep: &'a str, names: &[String]) -> Vec<&'a str> {
 }
 
 /// A module's file without its compression, which fits into `room` bytes.
-fn unpacked(path: &str, stream: Box<dyn Read + '_>, room: u64) -> io::Result<Vec<u8>> {
+pub(super) fn unpacked(path: &str, stream: Box<dyn Read + '_>, room: u64) -> io::Result<Vec<u8>> {
     let stream = io::BufReader::new(stream);
     let stream: Box<dyn Read + '_> = match path.rsplit('.').next() {
         Some("xz") => Box::new(lzma_rust2::XzReader::new_mem_limit(stream, true, initramfs::XZ_MEMORY)),
@@ -182,13 +182,14 @@ fn short(len: usize) -> u32 {
 
 /// A cpio archive in the making ("newc": Documentation/driver-api/early-userspace/buffer-format.rst).
 #[derive(Default)]
-struct Archive {
+pub(super) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
 impl Archive {
-    fn entry(&mut self, name: &str, mode: u32, data: &[u8]) {
+    /// Adds a file, folder or link, as its `mode` says (inode(7)).
+    pub(super) fn entry(&mut self, name: &str, mode: u32, data: &[u8]) {
         self.entries += 1;
         let fields =
             [self.entries, mode, 0, 0, 1, 0, short(data.len()), 0, 0, 0, 0, short(name.len() + 1), 0];
@@ -202,7 +203,8 @@ impl Archive {
         }
     }
 
-    fn end(mut self) -> Vec<u8> {
+    /// The whole archive.
+    pub(super) fn end(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes
     }

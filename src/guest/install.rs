@@ -18,13 +18,13 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 pub struct Given(Vec<(PathBuf, File)>);
 
 impl Given {
-    /// Opens the packages of `fixes`, while the paths of this machine lead to them.
-    pub fn open(fixes: &[Fix]) -> Result<Self> {
+    /// Opens the packages of `fixes` where `place` says they are, while paths lead to them.
+    pub fn open(fixes: &[Fix], place: impl Fn(&Path) -> PathBuf) -> Result<Self> {
         let mut open = Vec::new();
         for fix in fixes {
             let Fix::Install { packages, .. } = fix else { continue };
             for path in packages {
-                let file = File::open(path).map_err(|error| unreadable(path).caused_by(error))?;
+                let file = File::open(place(path)).map_err(|error| unreadable(path).caused_by(error))?;
                 open.push((path.clone(), file));
             }
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::apply::Executor;
 use super::builder::Builder;
 use super::disk::{BootMode, is_fat};
 use super::inspect::Guest;
@@ -38,6 +39,16 @@ pub struct Options {
     /// The firmware that the copy must boot by.
     #[serde(default)]
     pub firmware: Option<BootMode>,
+    /// Carry out the plan in an appliance, also where this machine's kernel could.
+    #[serde(default)]
+    pub appliance: bool,
+}
+
+impl Options {
+    /// Whose kernel carries out the plan.
+    pub fn executor(&self) -> Executor {
+        if self.appliance { Executor::Appliance } else { Executor::fitting() }
+    }
 }
 
 #[expect(clippy::derivable_impls, reason = "the defaults are a promise to the user: they are spelled out")]
@@ -50,6 +61,7 @@ impl Default for Options {
             force_import: false,
             packages: Vec::new(),
             firmware: None,
+            appliance: false,
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod child;
 pub mod disks;
 pub mod export;
+pub mod first;
 pub mod labels;
 pub mod loopdev;
 pub mod mounts;

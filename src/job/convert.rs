@@ -104,7 +104,7 @@ pub fn convert(job: &Convert, stop: &Arc<AtomicBool>, monitor: &Arc<dyn Monitor>
     if let Some(options) = &job.fix {
         let guest = guest::inspect(source.disk().clone())?;
         let plan = fix::plan(&guest, options, &**monitor)?;
-        let (fixed, done) = fix::fix(source, plan, work.path(), &**monitor)?;
+        let (fixed, done) = fix::fix(source, plan, options.executor(), work.path(), &**monitor)?;
         source = fixed;
         fixes = Some(done.plan.to_string());
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::source::Source;
 use crate::error::{Error, Kind, Result};
-use crate::guest::{self, Guest, Plan, Proof, Severity};
+use crate::guest::{self, Executor, Guest, Plan, Proof, Severity};
 use crate::image::overlay::Overlay;
 use crate::io::ReadAt;
 use crate::monitor::{Level, Monitor};
@@ -39,19 +39,26 @@ pub fn plan(guest: &Guest, options: &guest::Options, monitor: &dyn Monitor) -> R
     Ok(plan)
 }
 
-/// Makes `plan` in an overlay kept in `folder`, or takes up the one an earlier run sealed there; proves it, and lays
+/// Makes `plan` by `executor` in an overlay kept in `folder`, or takes up the one an earlier run sealed there; proves it, and lays
 /// it over `source`.
-pub fn fix(source: Source, plan: Plan, folder: &Path, monitor: &dyn Monitor) -> Result<(Source, Fixed)> {
-    let (overlay, proofs) = overlay(source.disk().clone(), &plan, folder, monitor)?;
+pub fn fix(
+    source: Source,
+    plan: Plan,
+    executor: Executor,
+    folder: &Path,
+    monitor: &dyn Monitor,
+) -> Result<(Source, Fixed)> {
+    let (overlay, proofs) = overlay(source.disk().clone(), &plan, executor, folder, monitor)?;
     let extents = overlay.dirty();
     Ok((source.amend(overlay, extents), Fixed { plan, proofs }))
 }
 
-/// Makes `plan` in an overlay over `disk` kept in `folder`, or takes up the one an earlier run sealed there, and
+/// Makes `plan` by `executor` in an overlay over `disk` kept in `folder`, or takes up the one an earlier run sealed there, and
 /// proves it.
 pub fn overlay(
     disk: Arc<dyn ReadAt>,
     plan: &Plan,
+    executor: Executor,
     folder: &Path,
     monitor: &dyn Monitor,
 ) -> Result<(Arc<Overlay>, Vec<Proof>)> {
@@ -65,7 +72,7 @@ pub fn overlay(
                 Error::new(Kind::Destination, "fix.folder", format!("cannot make {}", work.display()))
                     .caused_by(error)
             })?;
-            guest::apply(plan, &overlay, &guest::Setup::new(&work), monitor)?;
+            guest::apply(plan, &overlay, &guest::Setup { executor, ..guest::Setup::new(&work) }, monitor)?;
             overlay
         }
     };

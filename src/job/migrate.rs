@@ -309,7 +309,8 @@ impl Run<'_> {
             source = self.timed("fix", |run| {
                 let guest = guest::inspect(source.disk().clone())?;
                 let plan = fix::plan(&guest, fixes, &*run.monitor)?;
-                let (source, fixed) = fix::fix(source, plan, run.job.folder(), &*run.monitor)?;
+                let (source, fixed) =
+                    fix::fix(source, plan, fixes.executor(), run.job.folder(), &*run.monitor)?;
                 let results = &mut run.job.record.results;
                 results.fixes = fixed.plan.to_string();
                 results.proofs = fixed.proofs.into_iter().map(|proof| proof.claim).collect();

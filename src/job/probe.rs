@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
 use crate::guest::linux::probe;
-use crate::guest::{self, Plan, Setup};
+use crate::guest::{self, Executor, Plan, Setup};
 use crate::image::overlay::Overlay;
 use crate::io::ReadAt;
 use crate::monitor::{Monitor, Tally};
@@ -32,7 +32,8 @@ fn on_top(disk: Arc<dyn ReadAt>, plan: &Plan, folder: &Path) -> Result<Arc<dyn R
     let mounts = folder.join("fix");
     make(&mounts)?;
     // Its steps are of no interest.
-    guest::apply(plan, &overlay, &Setup::new(mounts), &Tally::default())?;
+    let setup = Setup { executor: Executor::Host, ..Setup::new(mounts) };
+    guest::apply(plan, &overlay, &setup, &Tally::default())?;
     Ok(overlay)
 }
 

@@ -459,7 +459,7 @@ pub fn fix(
         monitor.note(Level::Info, "nothing needs to be changed");
         return Ok(open.report(&open.manifest, 0));
     }
-    let (overlay, proofs) = fix::overlay(disk, &plan, open.work.path(), &**monitor)?;
+    let (overlay, proofs) = fix::overlay(disk, &plan, options.executor(), open.work.path(), &**monitor)?;
     let chunk = open.manifest.head.chunk;
     let whole = |run: Extent| run.widened(chunk).intersect(Extent::new(0, size));
     let changed: ExtentMap = overlay.dirty().iter().map(whole).collect();

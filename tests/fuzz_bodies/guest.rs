@@ -35,6 +35,7 @@ fn look(guest: &Guest) -> Outcome {
                 force_import: keep_network,
                 packages: Vec::new(),
                 firmware: None,
+                appliance: false,
             },
         ) {
             Ok(plan) => {

@@ -91,14 +91,28 @@ fn talk(disk: &Client) -> haul::error::Result<()> {
     Ok(())
 }
 
-/// Takes `bytes` as what a client says: it is answered, and the server hangs up.
+/// Takes `bytes` as what a client says: it is answered, and the server hangs up; first one that may only read, then one
+/// that may write.
 pub fn fuzz_server(bytes: &[u8]) -> Outcome {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    let server = SERVER.get_or_init(|| {
-        let disk = MemoryDisk::sparse(64 << 10);
-        disk.write_at(&[0xda; 4096], 8192).unwrap();
-        Server::start(Arc::new(disk), &scratch().join("serves")).unwrap()
+    static SERVERS: OnceLock<[Server; 2]> = OnceLock::new();
+    let [reads, writes] = SERVERS.get_or_init(|| {
+        let disk = || {
+            let disk = MemoryDisk::sparse(64 << 10);
+            disk.write_at(&[0xda; 4096], 8192).unwrap();
+            Arc::new(disk)
+        };
+        let written = disk();
+        [
+            Server::start(disk(), &scratch().join("serves")).unwrap(),
+            Server::writable(written.clone(), written, &scratch().join("takes")).unwrap(),
+        ]
     });
+    let told = [hear(reads, bytes), hear(writes, bytes)];
+    Outcome::Fine(told.join(" "))
+}
+
+/// How `server` answers `bytes`, in a few words.
+fn hear(server: &Server, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(server.path()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -115,5 +129,5 @@ pub fn fuzz_server(bytes: &[u8]) -> Outcome {
     answers.windows(4).filter(|word| word.starts_with(&[0, 0])).for_each(|word| {
         kinds.insert(word);
     });
-    Outcome::Fine(format!("{} {}", answers.len().max(1).ilog2(), kinds.len().min(12)))
+    format!("{} {}", answers.len().max(1).ilog2(), kinds.len().min(12))
 }

@@ -1,4 +1,4 @@
-//! The server's side of the negotiation: one export, read-only, with the context that tells holes.
+//! The server's side of the negotiation: one export, with the context that tells holes.
 
 use std::io::{self, Read, Write};
 
@@ -28,9 +28,10 @@ struct Question {
     data: Vec<u8>,
 }
 
-/// Negotiates for the one export, of `size` bytes; `None` when the client does not want it.
-pub fn negotiate(stream: &mut (impl Read + Write), size: u64) -> io::Result<Option<Agreed>> {
-    let flags = flag::HAS_FLAGS | flag::READ_ONLY | flag::CAN_MULTI_CONN;
+/// Negotiates for the one export, of `size` bytes, which may be `writable`; `None` when the client does not want it.
+pub fn negotiate(stream: &mut (impl Read + Write), size: u64, writable: bool) -> io::Result<Option<Agreed>> {
+    let flags =
+        flag::HAS_FLAGS | if writable { flag::SEND_FLUSH } else { flag::READ_ONLY | flag::CAN_MULTI_CONN };
     let export = [&size.to_be_bytes()[..], &flags.to_be_bytes()].concat();
     let offered = wire::FIXED_NEWSTYLE | wire::NO_ZEROES;
     let greeting = [wire::NBDMAGIC.to_be_bytes(), wire::IHAVEOPT.to_be_bytes()].concat();

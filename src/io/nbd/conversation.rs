@@ -1,6 +1,6 @@
 //! The server's side of the transmission phase: one client's requests, answered by several threads.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -55,8 +55,8 @@ impl Conversation<'_> {
     /// Answers requests until there are no more.
     fn work(&self) {
         let mut buf = AlignedBuf::new(PIECE);
-        while let Some(request) = self.request() {
-            if self.answer(&request, &mut buf).is_err() {
+        while let Some((request, payload)) = self.request() {
+            if self.answer(&request, &payload, &mut buf).is_err() {
                 // The client is gone, or half an answer was sent: there is no going on.
                 self.sender().shut_down();
                 return;
@@ -64,18 +64,23 @@ impl Conversation<'_> {
         }
     }
 
-    /// The next request, without what comes after it; `None` when there are no more.
-    fn request(&self) -> Option<Request> {
+    /// The next request, and what it is to write; `None` when there are no more.
+    fn request(&self) -> Option<(Request, Vec<u8>)> {
         let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
         let request = receiver.as_mut().and_then(|link| {
+            let mut payload = Vec::new();
             let request = Request::decode(&wire::read_array::<REQUEST_LEN>(link).ok()?)?;
             match request.command {
                 cmd::DISC => return None,
                 cmd::WRITE if request.len > wire::MAX_REQUEST => return None,
+                cmd::WRITE if self.disk.is_writable() => {
+                    payload.resize(to_usize(request.len.into()), 0);
+                    link.read_exact(&mut payload).ok()?;
+                }
                 cmd::WRITE => wire::skip(link, request.len.into()).ok()?,
                 _ => {}
             }
-            Some(request)
+            Some((request, payload))
         });
         if request.is_none() {
             *receiver = None;
@@ -83,12 +88,19 @@ impl Conversation<'_> {
         request
     }
 
-    fn answer(&self, request: &Request, buf: &mut [u8]) -> io::Result<()> {
+    fn answer(&self, request: &Request, payload: &[u8], buf: &mut [u8]) -> io::Result<()> {
         let asked = Extent::at(request.offset, request.len.into());
         let inside = !asked.is_empty() && Extent::new(0, self.disk.size()).contains(asked);
         match request.command {
-            cmd::WRITE | cmd::TRIM | cmd::WRITE_ZEROES => {
+            cmd::WRITE | cmd::TRIM | cmd::WRITE_ZEROES if !self.disk.is_writable() => {
                 self.refuse(request, errno::EPERM, "the disk is read-only")
+            }
+            cmd::WRITE if inside && request.flags == 0 => {
+                let written = self.disk.change(|sink| sink.write_at(payload, request.offset));
+                self.done(request, written)
+            }
+            cmd::FLUSH if self.disk.is_writable() && request.flags == 0 => {
+                self.done(request, self.disk.change(|sink| sink.sync()))
             }
             cmd::READ | cmd::BLOCK_STATUS if !inside => {
                 self.refuse(request, errno::EINVAL, "the request is empty or leaves the disk")
@@ -102,6 +114,15 @@ impl Conversation<'_> {
                 self.status(request, asked)
             }
             _ => self.refuse(request, errno::EINVAL, "the command was not agreed on"),
+        }
+    }
+
+    /// Tells how something without an answer of its own went.
+    fn done(&self, request: &Request, outcome: std::result::Result<(), String>) -> io::Result<()> {
+        match outcome {
+            Err(text) => self.refuse(request, errno::EIO, &text),
+            Ok(()) if self.agreed.structured => self.chunk(request, chunk::FLAG_DONE, chunk::NONE, &[]),
+            Ok(()) => self.sender().write_all(&wire::simple_reply(request.cookie, 0)),
         }
     }
 

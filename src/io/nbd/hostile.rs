@@ -14,7 +14,7 @@ use super::connection::Connection;
 use super::fault::Fault;
 use super::link::Link;
 use super::server::Server;
-use super::wire::{self, REQUEST_LEN, Request, chunk, cmd, flag, info, opt, rep};
+use super::wire::{self, REQUEST_LEN, Request, chunk, cmd, errno, flag, info, opt, rep};
 use super::{Client, Options, Uri, answer};
 use crate::io::ReadAt;
 use crate::io::fake::MemoryDisk;
@@ -276,7 +276,7 @@ fn an_export_that_stalls_on_every_connection_is_an_error() {
         // Each call is tried on the connection there is, and on a new one.
         let clients = (0..4).map(|_| {
             let (mut client, _) = listener.accept().unwrap();
-            answer::negotiate(&mut client, SIZE).unwrap().unwrap();
+            answer::negotiate(&mut client, SIZE, false).unwrap().unwrap();
             client
         });
         clients.collect::<Vec<_>>()
@@ -353,11 +353,20 @@ fn answers(path: &Path, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A server of a disk of [`SIZE`] bytes with one page of data.
-fn server(dir: &Path) -> Server {
+/// A disk of [`SIZE`] bytes with one page of data.
+fn page() -> Arc<MemoryDisk> {
     let disk = MemoryDisk::sparse(SIZE);
     crate::io::WriteAt::write_at(&disk, &[0xda; 4096], 8192).unwrap();
-    Server::start(Arc::new(disk), &dir.join("socket")).unwrap()
+    Arc::new(disk)
+}
+
+fn server(dir: &Path) -> Server {
+    Server::start(page(), &dir.join("socket")).unwrap()
+}
+
+fn writable(dir: &Path) -> (Server, Arc<MemoryDisk>) {
+    let disk = page();
+    (Server::writable(disk.clone(), disk.clone(), &dir.join("written")).unwrap(), disk)
 }
 
 fn client(path: &Path) -> Client {
@@ -387,6 +396,57 @@ fn each_client_is_answered_and_each_odd_request_is_refused() {
 }
 
 #[test]
+fn a_disk_that_may_be_written_takes_what_lies_in_it_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, disk) = writable(dir.path());
+    let request = |command, flags, offset, len| Request { flags, command, cookie: 9, offset, len }.encode();
+    let write = |flags, offset, bytes: &[u8]| {
+        let len = u32::try_from(bytes.len()).unwrap();
+        join(&[&request(cmd::WRITE, flags, offset, len), bytes])
+    };
+    let go = [0, 0, 0, 0, 0, 0];
+    let begin = join(&[
+        &3u32.to_be_bytes(),
+        &wire::IHAVEOPT.to_be_bytes(),
+        &opt::GO.to_be_bytes(),
+        &6u32.to_be_bytes(),
+        &go,
+    ]);
+    let heard = answers(
+        server.path(),
+        &join(&[
+            &begin,
+            &write(0, SIZE - 512, &[1; 512]),
+            &write(0, SIZE - 511, &[2; 512]),
+            &write(0, u64::MAX, &[3; 512]),
+            &write(0, 0, &[]),
+            // Force unit access was not offered.
+            &write(1, 0, &[4; 512]),
+            &request(cmd::WRITE_ZEROES, 0, 8192, 4096),
+            &request(cmd::TRIM, 0, 8192, 4096),
+            &request(cmd::FLUSH, 0, 0, 0),
+            &request(cmd::READ, 0, 8192, 4096),
+            // A length that no write has ends the talk.
+            &request(cmd::WRITE, 0, 0, wire::MAX_REQUEST + 1),
+            &write(0, 0, &[5; 512]),
+        ]),
+    );
+    let replies = |error: u32| {
+        let reply = wire::simple_reply(9, error);
+        heard.windows(reply.len()).filter(|part| *part == reply).count()
+    };
+    assert_eq!((replies(0), replies(errno::EINVAL)), (3, 6));
+    server.stop().unwrap();
+    let mut expected = vec![0; usize::try_from(SIZE).unwrap()];
+    expected[8192..12288].fill(0xda);
+    let last = expected.len() - 512;
+    expected[last..].fill(1);
+    let mut bytes = vec![0; expected.len()];
+    disk.read_at(&mut bytes, 0).unwrap();
+    assert!(bytes == expected);
+}
+
+#[test]
 fn a_client_too_many_is_turned_away_and_none_keeps_the_server_from_stopping() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path());
@@ -406,7 +466,7 @@ fn mapping(path: &Path, size: u64, answer: (u32, u32)) -> JoinHandle<usize> {
     let listener = UnixListener::bind(path).unwrap();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        answer::negotiate(&mut stream, size).unwrap().unwrap();
+        answer::negotiate(&mut stream, size, false).unwrap().unwrap();
         let mut questions = 0;
         loop {
             let header = wire::read_array::<REQUEST_LEN>(&mut stream).unwrap();
@@ -459,9 +519,12 @@ proptest! {
 fn no_damaged_question_harms_a_server() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path());
+    let (written, _) = writable(dir.path());
     proptest!(|(script in damaged(asking()))| {
         answers(server.path(), &script);
+        answers(written.path(), &script);
     });
+    written.stop().unwrap();
     let client = client(server.path());
     assert_eq!(client.next_data(0).unwrap(), Some(Extent::new(8192, 12288)));
     let mut bytes = [0; 8192];

@@ -1,4 +1,5 @@
-//! A disk served read-only on a Unix socket, to boot or look at it by programs that speak NBD, such as QEMU.
+//! A disk served on a Unix socket, to boot or look at it by programs that speak NBD, such as QEMU; read-only, unless it is
+//! meant to be written.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -17,7 +18,7 @@ use super::answer::negotiate;
 use super::conversation;
 use super::link::Link;
 use crate::error::{Error, Kind, Result};
-use crate::io::ReadAt;
+use crate::io::{ReadAt, WriteAt};
 
 /// Most clients at a time; one more is turned away.
 const MAX_CLIENTS: usize = 8;
@@ -37,9 +38,11 @@ struct Shared {
     clients: Mutex<Clients>,
 }
 
-/// The disk that is served, and the first failure to read it.
+/// The disk that is served, and the first failure to read or write it.
 pub struct Disk {
     source: Arc<dyn ReadAt>,
+    /// The same disk, where clients may write it.
+    sink: Option<Arc<dyn WriteAt>>,
     failure: Mutex<Option<Error>>,
 }
 
@@ -57,6 +60,19 @@ impl Disk {
     /// Reads the disk; the text of an error is for the client.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> std::result::Result<(), String> {
         self.source.read_at(buf, offset).map_err(|error| self.failed(error))
+    }
+
+    /// Whether clients may write it.
+    pub fn is_writable(&self) -> bool {
+        self.sink.is_some()
+    }
+
+    /// Lets `write` change the disk; the text of an error is for the client.
+    pub fn change(&self, write: impl FnOnce(&dyn WriteAt) -> Result<()>) -> std::result::Result<(), String> {
+        match &self.sink {
+            Some(sink) => write(&**sink).map_err(|error| self.failed(error)),
+            None => Err("the disk is read-only".to_owned()),
+        }
     }
 
     /// Keeps the first failure for [`Server::stop`]; returns the text for the client.
@@ -77,6 +93,15 @@ impl Server {
     /// Serves `disk` as the default export (of the empty name) at a new socket `path`, which only this user may
     /// connect to. Fails when `path` exists ([`Kind::Usage`]) or no socket can be made there ([`Kind::Destination`]).
     pub fn start(disk: Arc<dyn ReadAt>, path: &Path) -> Result<Self> {
+        Server::begin(disk, None, path)
+    }
+
+    /// The same, and clients may write: `sink`, which is the same disk.
+    pub fn writable(disk: Arc<dyn ReadAt>, sink: Arc<dyn WriteAt>, path: &Path) -> Result<Self> {
+        Server::begin(disk, Some(sink), path)
+    }
+
+    fn begin(disk: Arc<dyn ReadAt>, sink: Option<Arc<dyn WriteAt>>, path: &Path) -> Result<Self> {
         let failed = |error: io::Error| {
             let kind = match error.kind() {
                 io::ErrorKind::AddrInUse => Kind::Usage,
@@ -88,7 +113,7 @@ impl Server {
         };
         let listener = listen_at(path).map_err(failed)?;
         let shared = Arc::new(Shared {
-            disk: Disk { source: disk.clone(), failure: Mutex::default() },
+            disk: Disk { source: disk.clone(), sink, failure: Mutex::default() },
             listener,
             clients: Mutex::default(),
         });
@@ -104,7 +129,7 @@ impl Server {
         &self.path
     }
 
-    /// Ends all connections and removes the socket. Fails with the first error of reading the disk, if there was one:
+    /// Ends all connections and removes the socket. Fails with the first error of reading or writing the disk, if there was one:
     /// the client saw it as an I/O error.
     pub fn stop(mut self) -> Result<()> {
         self.end();
@@ -189,7 +214,7 @@ impl Shared {
         // To be shut down also where another holder of the socket keeps it open.
         let Ok(kept) = socket.try_clone() else { return };
         let mut link = Link::unix(socket, HANDSHAKE);
-        if let Ok(Some(agreed)) = negotiate(&mut link, self.disk.size()) {
+        if let Ok(Some(agreed)) = negotiate(&mut link, self.disk.size(), self.disk.is_writable()) {
             // The client is gone or may come again.
             let _ = conversation::serve(&self.disk, agreed, link);
         }

@@ -66,6 +66,7 @@ pub mod flag {
     #![allow(missing_docs, reason = "the names of the specification")]
     pub const HAS_FLAGS: u16 = 1;
     pub const READ_ONLY: u16 = 1 << 1;
+    pub const SEND_FLUSH: u16 = 1 << 2;
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
 }
 
@@ -75,6 +76,7 @@ pub mod cmd {
     pub const READ: u16 = 0;
     pub const WRITE: u16 = 1;
     pub const DISC: u16 = 2;
+    pub const FLUSH: u16 = 3;
     pub const TRIM: u16 = 4;
     pub const WRITE_ZEROES: u16 = 6;
     pub const BLOCK_STATUS: u16 = 7;

@@ -1,0 +1,115 @@
+//! Carries out a plan in a virtual machine: for what this machine's kernel cannot or must not mount, and where nobody is root.
+//!
+//! It boots a kernel of the guest's own, which knows the guest's file systems, with haul as its first process. Its disk is the
+//! copy, served by NBD; it has no network. What it does in there is what is done here otherwise, box and all.
+
+mod init;
+mod machine;
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::apply::Setup;
+use super::inspect::Guest;
+use super::plan::Plan;
+use super::say::{MAX_LINE, Say};
+use crate::boot::{self, Arch, Direct, Expect, Format, Machine, State};
+use crate::error::{Error, Kind, Result};
+use crate::host::export::Disk;
+use crate::host::programs::Programs;
+use crate::io::nbd::Server;
+use crate::monitor::{Level, Monitor, Tally};
+
+pub use init::first_process;
+
+/// What it says last.
+const END: &str = "haul-appliance-end";
+/// How long it may take: without KVM everything takes ten times as long.
+const TIME: Duration = Duration::from_secs(2 * 60 * 60);
+/// Its memory, in MiB: what the guest's programs may use, the kernel, and haul.
+const MEMORY: u32 = 3072;
+
+/// Carries out `plan` on the disk `shown`, by a kernel of `guest`, which is on it.
+pub fn carry_out(
+    plan: &Plan,
+    guest: &Guest,
+    shown: &Arc<dyn Disk>,
+    setup: &Setup,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let (kernel, initramfs) = machine::files(plan, guest, &setup.program)?;
+    let file = |name: &str, bytes: &[u8]| {
+        let path = setup.folder.join(name);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&path).and_then(|mut file| file.write_all(bytes));
+        written.map(|()| path.clone()).map_err(|error| folder_error(&path, error))
+    };
+    let direct = Direct {
+        kernel: file("kernel", &kernel)?,
+        initramfs: file("initramfs", &initramfs)?,
+        arguments: machine::arguments(guest.arch),
+    };
+    let socket = setup.folder.join("disk.sock");
+    // A run that was killed may have left it.
+    let _ = fs::remove_file(&socket);
+    let server = Server::writable(Arc::clone(shown) as _, Arc::clone(shown) as _, &socket)?;
+    let machine = Machine {
+        arch: Arch::of_guest(guest.arch),
+        memory_mib: MEMORY,
+        // Two have hung early where none runs at a time.
+        cpus: 1,
+        direct: Some(direct),
+        ..Machine::new(&socket, Format::Served)
+    };
+    let console = setup.folder.join("console.log");
+    let expect = Expect::Marker(END.into());
+    let outcome = boot::run(&Programs::default(), &machine, expect, TIME, &console, &Tally::default());
+    // A disk that could not be read or written is why it failed.
+    server.stop()?;
+    let verdict = outcome?.verdict;
+    if report(&console, monitor)? && verdict.state == State::Up {
+        return Ok(());
+    }
+    monitor.note(Level::Info, &format!("the appliance's last words:\n{}", last_lines(&console)));
+    Err(Error::new(Kind::Internal, "appliance.ended", "the appliance ended early")
+        .because(format!("it {}: {}", verdict.state.what(), verdict.evidence))
+        .remedy("look at its last words above; as root, haul can do without it"))
+}
+
+/// The end of what is in `console`.
+fn last_lines(console: &Path) -> String {
+    const LINES: usize = 12;
+    // It explains another failure: one here is none.
+    let bytes = fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
+/// Passes on what was said on `console`; whether that is all of it.
+fn report(console: &Path, monitor: &dyn Monitor) -> Result<bool> {
+    let file = fs::File::open(console).map_err(|error| folder_error(console, error))?;
+    let mut lines = BufReader::new(file);
+    loop {
+        let mut line = Vec::new();
+        let read = (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line);
+        if read.map_err(|error| folder_error(console, error))? == 0 {
+            return Ok(false);
+        }
+        // The kernel's own words are there, too.
+        match serde_json::from_slice(line.trim_ascii()) {
+            Ok(Say::Done) => return Ok(true),
+            Ok(said) => said.pass_on(monitor)?,
+            Err(_) => {}
+        }
+    }
+}
+
+fn folder_error(path: &Path, error: std::io::Error) -> Error {
+    Error::new(Kind::Destination, "guest.folder", format!("cannot use {}", path.display())).caused_by(error)
+}
