@@ -301,6 +301,8 @@ if wanted initramfs; then
   gzip -nc cpio | put good-gzip
   zstd -qc cpio | put good-zstd
   xz -c --check=crc32 cpio | put good-xz
+  xz -c --format=lzma cpio | put good-lzma
+  bzip2 -c cpio | put good-bzip2
   lz4 -lqc cpio | put good-lz4
   { cat cpio; head -c 512 /dev/zero; zstd -qc cpio; } | put good-microcode
   head -c 300 cpio | put refused-cut-off

@@ -123,6 +123,7 @@ pub(super) fn unpacked(path: &str, stream: Box<dyn Read + '_>, room: u64) -> io:
     let stream: Box<dyn Read + '_> = match path.rsplit('.').next() {
         Some("xz") => Box::new(lzma_rust2::XzReader::new_mem_limit(stream, true, initramfs::XZ_MEMORY)),
         Some("zst") => Box::new(initramfs::Zstd::new(stream)),
+        Some("bz2") => Box::new(bzip2::bufread::BzDecoder::new(stream)),
         Some("gz") => Box::new(flate2::bufread::GzDecoder::new(stream)),
         _ => Box::new(stream),
     };
@@ -298,7 +299,15 @@ mod tests {
             out
         };
         let names = ["virtio_blk".to_owned(), "virtio".to_owned()];
-        let packers: [&[&str]; 5] = [&[], &["gzip"], &["xz", "--check=crc32"], &["zstd"], &["lz4", "-l"]];
+        let packers: [&[&str]; 7] = [
+            &[],
+            &["gzip"],
+            &["xz", "--check=crc32"],
+            &["xz", "--format=lzma"],
+            &["bzip2"],
+            &["zstd"],
+            &["lz4", "-l"],
+        ];
         for packer in packers {
             for (init, mode) in [
                 (Init::File(b"#!/bin/sh\n".to_vec()), 0o100_755),

@@ -18,7 +18,7 @@ const MAX_BYTES: u64 = 2 << 30;
 const MAX_PADDING: u64 = 16 << 20;
 /// Longest name, its terminating zero included.
 const MAX_NAME: u64 = 4097;
-/// Memory an xz stream may ask for, in KiB.
+/// Memory a stream of xz or lzma may ask for, in KiB.
 pub(super) const XZ_MEMORY: u32 = 131_072;
 /// The uncompressed size of a block of the old lz4 format, which the kernel reads.
 pub(super) const LZ4_BLOCK: usize = 8 << 20;
@@ -37,7 +37,7 @@ const LINK: u64 = 0o120_000;
 pub struct Contents {
     /// Names of the kernel modules, `-` written as `_`.
     pub modules: BTreeSet<String>,
-    /// How the parts are compressed, in order: `none`, `gzip`, `zstd`, `xz`, `lz4`.
+    /// How the parts are compressed, in order: `none`, `gzip`, `zstd`, `xz`, `lz4`, `lzma`, `bzip2`.
     pub parts: Vec<&'static str>,
     /// What the kernel starts.
     pub init: Option<Init>,
@@ -116,6 +116,12 @@ fn segments(stream: &mut dyn BufRead, found: &mut Contents, outer: bool) -> io::
             [0xfd, b'7', b'z', b'X', b'Z', 0] => {
                 ("xz", Box::new(lzma_rust2::XzReader::new_mem_limit(&mut whole, false, XZ_MEMORY)))
             }
+            // Parameters that all programs choose, and a dictionary of whole pages.
+            [0x5d, 0, ..] => (
+                "lzma",
+                Box::new(lzma_rust2::LzmaReader::new_mem_limit(ByteByByte(&mut whole), XZ_MEMORY, None)?),
+            ),
+            [b'B', b'Z', b'h', ..] => ("bzip2", Box::new(bzip2::bufread::BzDecoder::new(&mut whole))),
             [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", Box::new(Lz4::new(&mut whole, &padded))),
             _ => {
                 return Err(bad(format!(
@@ -214,6 +220,16 @@ fn archive(stream: &mut impl Read, found: &mut Contents) -> io::Result<()> {
         if io::copy(&mut stream.take(padded), &mut io::sink())? != padded {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+    }
+}
+
+/// For a reader that keeps what it has read too far.
+struct ByteByByte<R>(R);
+
+impl<R: Read> Read for ByteByByte<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let most = bytes.len().min(1);
+        self.0.read(&mut bytes[..most])
     }
 }
 
@@ -370,13 +386,34 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_old_programs_compressed_is_read_and_what_follows_it() {
+        let whole = |method: &str, packed: &[u8]| {
+            for padding in [0, 3, 512] {
+                let image = [packed, &vec![0; padding], &gzip(&cpio(&["lib/modules/6.1/more.ko"]))].concat();
+                let found = read(&*image, "test").unwrap();
+                assert_eq!(found.parts, [method, "gzip"]);
+                let modules: Vec<&str> = found.modules.iter().map(String::as_str).collect();
+                assert_eq!(modules, ["e1000", "more", "virtio_blk", "virtio_net"]);
+            }
+            for len in [6, 20, packed.len() - 20, packed.len() - 1] {
+                assert!(read(&packed[..len], "test").is_err(), "{method} cut off at {len}");
+            }
+        };
+        whole("lzma", include_bytes!("../../tests/corpus/initramfs/good-lzma"));
+        whole("bzip2", include_bytes!("../../tests/corpus/initramfs/good-bzip2"));
+        // Memory for what a header claims is not taken.
+        let error = read(&b"\x5d\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0"[..], "x").unwrap_err();
+        assert!(error.why().contains("mem"), "{error:?}");
+    }
+
+    #[test]
     fn a_cut_off_image_is_an_error_and_no_answer() {
         for packed in [cpio(&["a/virtio.ko"]), gzip(&cpio(&["a/virtio.ko"])), zstd(&cpio(&["a/virtio.ko"]))] {
             let error = read(&packed[..packed.len() - 20], "initrd.img").unwrap_err();
             assert_eq!(error.id(), "initramfs.read");
             assert!(error.what().contains("initrd.img"));
         }
-        assert!(read(&b"BZh91AY"[..], "x").unwrap_err().why().contains("does not know"));
+        assert!(read(&b"LRZIP\0"[..], "x").unwrap_err().why().contains("does not know"));
     }
 
     #[test]
@@ -406,7 +443,7 @@ pub(crate) mod tests {
         fn nonsense_never_panics(
             start in prop::sample::select(vec![
                 b"070701".to_vec(), b"\x1f\x8b".to_vec(), b"\x28\xb5\x2f\xfd".to_vec(), b"\xfd7zXZ\0".to_vec(),
-                b"\x02\x21\x4c\x18".to_vec(), Vec::new(),
+                b"\x02\x21\x4c\x18".to_vec(), b"\x5d\0\0\0\x04".to_vec(), b"BZh91AY&SY".to_vec(), Vec::new(),
             ]),
             rest in prop::collection::vec(any::<u8>(), 0..400),
         ) {
