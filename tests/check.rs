@@ -14,9 +14,10 @@ mod lab;
 mod support;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use haul::config::{Cloud, Edition};
@@ -245,6 +246,33 @@ fn a_mounted_disk_is_in_use_and_one_mounted_read_only_is_not() {
     }
     let _mount = LoopMount::new(&disk.image, "ro,offset=1048576,sizelimit=31457280");
     assert_eq!(finding(&disk.check(&Options::default()), "source.in-use").0, Severity::Pass);
+}
+
+#[test]
+fn who_writes_to_a_mounted_disk_is_told_as_what_a_freeze_would_hold_up() {
+    let disk = Server::ready().disk();
+    assert_eq!(
+        finding(&disk.check(&Options::default()), "source.freeze"),
+        (Severity::Pass, "nothing on it is mounted for writing")
+    );
+    let mount = LoopMount::new(&disk.image, "offset=1048576,sizelimit=31457280");
+    // It writes to two files, reads one, and tells when it has them open.
+    let script = "cd $1; exec 3>log 4>>data 5<etc/hostname; echo open; read until";
+    let mut writer = Command::new("sh")
+        .args(["-c", script, "sh", text(mount.path())])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    writer.stdout.take().unwrap().read_exact(&mut said).unwrap();
+    let report = disk.check(&Options::default());
+    let (severity, evidence) = finding(&report, "source.freeze");
+    let expected =
+        format!("a freeze of {} holds up sh (process {}, 2 files)", text(mount.path()), writer.id());
+    assert_eq!((severity, evidence), (Severity::Pass, expected.as_str()));
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
 }
 
 #[test]

@@ -9,3 +9,4 @@ pub mod loopdev;
 pub mod mounts;
 pub mod namespace;
 pub mod programs;
+pub mod writers;

@@ -15,6 +15,8 @@ use crate::error::{Error, Kind, Result};
 /// One line of `/proc/PID/mountinfo` (proc(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// The kernel's number of it.
+    pub id: u64,
     /// Device number of the file system, as (major, minor).
     pub device: (u32, u32),
     /// Where it is mounted.
@@ -25,6 +27,8 @@ pub struct Mount {
     pub source: String,
     /// Whether the file system itself (not just this mount of it) may be written.
     pub writable: bool,
+    /// The file system's own options, as the kernel writes them.
+    pub options: String,
 }
 
 /// Who uses a disk.
@@ -96,19 +100,23 @@ pub fn parse_mountinfo(text: &str) -> Vec<Mount> {
 
 fn parse_line(line: &str) -> Option<Mount> {
     let (left, right) = line.split_once(" - ")?;
-    let mut left = left.split(' ').skip(2);
+    let mut left = left.split(' ');
+    let id = left.next()?.parse().ok()?;
+    let mut left = left.skip(1);
     let (major, minor) = left.next()?.split_once(':')?;
     let point = unescape(left.nth(1)?);
     let mut right = right.split(' ');
     let kind = right.next()?.to_owned();
     let source = unescape(right.next()?);
-    let writable = right.next()?.split(',').any(|option| option == "rw");
+    let options = unescape(right.next()?);
     Some(Mount {
+        id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         point: point.into(),
         kind,
         source,
-        writable,
+        writable: options.split(',').any(|option| option == "rw"),
+        options,
     })
 }
 

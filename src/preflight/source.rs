@@ -1,8 +1,12 @@
 //! The disk itself: can it be read, does somebody write to it, will the cloud take its size.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use super::{Check, Run, Severity, Subject, Verdict};
 use crate::error::{Error, Result};
-use crate::host::mounts;
+use crate::host::mounts::{self, Use};
+use crate::host::writers::{Writer, writers};
 use crate::io::{ReadAt, read_vec};
 use crate::unit::bytes::human;
 use crate::unit::{GIB, KIB, MIB, to_usize};
@@ -22,6 +26,7 @@ pub const READABLE: Check =
 pub const CHECKS: &[Check] = &[
     READABLE,
     Check { id: "source.in-use", title: "nobody writes to the disk", run: Run::Disk(in_use) },
+    Check { id: "source.freeze", title: "what waits while the disk is frozen", run: Run::Disk(freeze) },
     Check { id: "source.size", title: "the cloud takes a disk of this size", run: Run::Disk(size) },
 ];
 
@@ -71,6 +76,54 @@ fn in_use(subject: &Subject<'_>) -> Option<Verdict> {
     ))
 }
 
+/// Programs named of those that wait.
+const NAMED: usize = 5;
+/// File systems the kernel does not freeze.
+const NEVER_FROZEN: [&str; 6] = ["vfat", "msdos", "exfat", "ntfs3", "fuseblk", "fuse"];
+
+fn freeze(subject: &Subject<'_>) -> Option<Verdict> {
+    // That this cannot be found out is told by the check for use.
+    let uses = mounts::in_use(subject.location.path()?).ok()?;
+    let points = uses.into_iter().filter_map(|used| match used {
+        Use::Mount { point, .. } => Some(point),
+        _ => None,
+    });
+    let points: BTreeSet<PathBuf> = points.collect();
+    if points.is_empty() {
+        return Some(Verdict::pass("nothing on it is mounted for writing"));
+    }
+    let all = mounts::mounts().unwrap_or_default();
+    let never = all.iter().filter(|mount| points.contains(&mount.point));
+    let never: Vec<String> = never
+        .filter(|mount| NEVER_FROZEN.contains(&mount.kind.as_str()))
+        .map(|mount| format!("{} ({})", mount.point.display(), mount.kind))
+        .collect();
+    Some(judge_freeze(&points, &writers(&points), &never))
+}
+
+fn judge_freeze(points: &BTreeSet<PathBuf>, writers: &[Writer], never: &[String]) -> Verdict {
+    let points: Vec<String> = points.iter().map(|point| point.display().to_string()).collect();
+    let named = writers.iter().take(NAMED);
+    let mut programs: Vec<String> = named
+        .map(|writer| format!("{} (process {}, {} files)", writer.name, writer.pid, writer.files))
+        .collect();
+    let more = writers.len() - programs.len();
+    if more > 0 {
+        programs.push(format!("{more} more"));
+    }
+    if programs.is_empty() {
+        programs.push("no program with a file open for writing".to_owned());
+    }
+    let evidence = format!("a freeze of {} holds up {}", points.join(", "), programs.join(", "));
+    if never.is_empty() {
+        return Verdict::pass(evidence);
+    }
+    Verdict::warn(
+        format!("{evidence}; the kernel cannot freeze {}", never.join(", ")),
+        "mount that read-only, or unmount it, for the time of the copy",
+    )
+}
+
 fn size(subject: &Subject<'_>) -> Option<Verdict> {
     Some(judge_size(subject.disk.size(), subject.used))
 }
@@ -88,6 +141,21 @@ fn judge_size(size: u64, used: u64) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_freeze_holds_up_is_named_and_what_cannot_be_frozen_is_a_warning() {
+        let writer = |pid: u32| Writer { pid, name: format!("p{pid}"), files: 3 };
+        let writers: Vec<Writer> = (1..8).map(writer).collect();
+        let points = ["/", "/boot/efi"].map(PathBuf::from).into();
+        let found = judge_freeze(&points, &writers, &[]);
+        assert_eq!(found.severity, Severity::Pass);
+        for part in ["a freeze of /, /boot/efi holds up p1 (process 1, 3 files), p2", "p5", "2 more"] {
+            assert!(found.evidence.contains(part), "{}", found.evidence);
+        }
+        let found = judge_freeze(&points, &[], &["/boot/efi (vfat)".to_owned()]);
+        assert_eq!(found.severity, Severity::Warn);
+        assert!(found.evidence.contains("no program") && found.evidence.ends_with("/boot/efi (vfat)"));
+    }
 
     #[test]
     fn the_limit_is_500_gb_and_what_lies_between_its_readings_is_a_warning() {
