@@ -69,9 +69,17 @@ fn small_guest_with(folder: &Path, build: &str, initrd: &[u8]) -> PathBuf {
 
 /// The tree of a small guest on a disk.
 fn on_ext4(folder: &Path) -> PathBuf {
+    on_ext_by(folder, "ext4")
+}
+
+/// The same, made by mkfs.`made`.
+fn on_ext_by(folder: &Path, made: &str) -> PathBuf {
     let (root, disk) = (folder.join("tree"), folder.join("disk.raw"));
     fs::File::create(&disk).unwrap().set_len(256 << 20).unwrap();
-    run("mkfs.ext4", &["-qF", "-d", root.to_str().unwrap(), disk.to_str().unwrap()]);
+    let mut words = made.split(' ');
+    let program = format!("mkfs.{}", words.next().unwrap());
+    let files = ["-qF", "-d", root.to_str().unwrap(), disk.to_str().unwrap()];
+    run(&program, &words.chain(files).collect::<Vec<_>>());
     disk
 }
 
@@ -928,19 +936,32 @@ fn where_the_guests_program_fails_drivers_are_appended_to_the_initramfs_that_is_
 #[test]
 fn what_a_journal_not_yet_replayed_has_committed_is_seen() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = small_guest(dir.path(), "exit 0");
+    small_tree(dir.path(), "exit 0", &initramfs(&["ahci"]));
     let point = dir.path().join("mnt");
     fs::create_dir(&point).unwrap();
-    let (from, to) = (disk.to_str().unwrap(), point.to_str().unwrap());
-    run("mount", &["-o", "loop", from, to]);
-    fs::write(point.join("etc/hostname"), "from-the-journal\n").unwrap();
-    run("sync", &["-f", to]);
-    // As a power cut would leave it: committed, in part only in the journal.
-    let torn = dir.path().join("torn.raw");
-    run("cp", &[from, torn.to_str().unwrap()]);
-    run("umount", &[to]);
-    assert!(run("dumpe2fs", &["-h", torn.to_str().unwrap()]).contains("needs_recovery"));
-    assert_eq!(guest::inspect(opened(&torn)).unwrap().hostname.as_deref(), Some("from-the-journal"));
+    for (options, mounted) in [
+        ("ext4", "loop"),
+        // Servers of before 2015: no checksums, numbers of 32 bits, no extents.
+        ("ext4 -O ^metadata_csum,^64bit", "loop"),
+        ("ext4 -O ^metadata_csum,64bit -b 1024", "loop,journal_checksum"),
+        ("ext3", "loop"),
+    ] {
+        let disk = on_ext_by(dir.path(), options);
+        let (from, to) = (disk.to_str().unwrap(), point.to_str().unwrap());
+        run("mount", &["-o", mounted, from, to]);
+        // Below a new folder: the file's name, its inode and the folder's are in the journal.
+        fs::rename(point.join("etc"), point.join("old")).unwrap();
+        run("cp", &["-a", &format!("{to}/old"), &format!("{to}/etc")]);
+        fs::write(point.join("etc/hostname"), "from-the-journal\n").unwrap();
+        run("sync", &["-f", to]);
+        // As a power cut would leave it: committed, in part only in the journal.
+        let torn = dir.path().join("torn.raw");
+        run("cp", &[from, torn.to_str().unwrap()]);
+        run("umount", &[to]);
+        assert!(run("dumpe2fs", &["-h", torn.to_str().unwrap()]).contains("needs_recovery"));
+        let guest = guest::inspect(opened(&torn)).unwrap();
+        assert_eq!(guest.hostname.as_deref(), Some("from-the-journal"), "{options}");
+    }
 }
 
 /// A monitor that prints, for the process that is killed below.

@@ -1,12 +1,14 @@
 //! An ext2/3/4 file system read from a disk as a [`Volume`]: no mount, no root, its journal honoured.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read, FileType};
 
 use super::tree::{MAX_NAMES, Node, Volume};
 use crate::error::{Error, Kind, Result};
 use crate::io::{ReadAt, read_array};
+use crate::layout::Replayed;
 
 /// Fewest blocks of a block group: `mke2fs -g` takes no fewer.
 const MIN_GROUP: u64 = 256;
@@ -42,7 +44,17 @@ impl ExtVolume {
     pub fn open(disk: impl ReadAt + 'static) -> Result<Self> {
         let name = disk.name();
         check(&name, &disk)?;
-        let fs = Ext4::load(Box::new(Disk(disk))).map_err(|error| failed(&name, "/", error))?;
+        let disk = Arc::new(disk);
+        let fs = match Replayed::open(Arc::clone(&disk)) {
+            Ok(Some(after)) => Ext4::load(Box::new(Disk(after))),
+            Ok(None) => Ext4::load(Box::new(Disk(disk))),
+            // The crate reads some journals, too.
+            Err(error) => match Ext4::load(Box::new(Disk(disk))) {
+                Err(_) => return Err(bare(&name, "/").caused_by(error)),
+                read => read,
+            },
+        };
+        let fs = fs.map_err(|error| failed(&name, "/", error))?;
         let volume = ExtVolume { fs, name };
         volume.node("/")?;
         Ok(volume)

@@ -28,7 +28,7 @@ use crate::unit::Extent;
 pub use btrfs::{BtrfsAlias, BtrfsFiles, BtrfsInfo};
 pub use content::{Content, identify};
 pub use edit::{NewPartition, add_partition, room};
-pub use ext::ExtInfo;
+pub use ext::{ExtInfo, Replayed};
 pub use fat::{ExfatInfo, FatInfo, fat_files, fat_folder};
 pub use files::{FileId, FileInfo, FileKind, Files};
 pub use lvm::{Found, LogicalVolume, PvInfo, logical_volumes};

@@ -37,6 +37,9 @@ const TAG_LAST: u32 = 8;
 const MAX_RUNS: usize = 65_536;
 const MAX_NODES: u32 = 16_384;
 
+/// Most newer copies of blocks in all: more than a journal of 1 GiB in blocks of 4 KiB holds.
+pub(super) const MAX_LOGGED: usize = 1 << 18;
+
 /// A run of the journal file: its first block in the file, and where it lies.
 type Run = (u64, Extent);
 

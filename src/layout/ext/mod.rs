@@ -5,6 +5,7 @@ mod groups;
 mod journal;
 mod map;
 mod owners;
+mod replayed;
 mod superblock;
 
 use uuid::Uuid;
@@ -13,6 +14,7 @@ use super::{Step, require};
 
 pub(super) use map::ExtMap;
 pub(super) use owners::owners;
+pub use replayed::Replayed;
 pub(super) use superblock::Superblock;
 
 /// An ext file system, by its superblock.

@@ -6,9 +6,9 @@ use super::{ExtInfo, Step, require};
 use crate::layout::field::{bytes, crc32c_raw, has, le16, le32, le64, text};
 
 /// Where the superblock lies in its file system, in bytes.
-const OFFSET: usize = 1024;
+pub(super) const OFFSET: usize = 1024;
 /// Its length in bytes.
-const LEN: usize = 1024;
+pub(super) const LEN: usize = 1024;
 
 /// Feature bits (Documentation/filesystems/ext4/super.rst).
 pub(super) mod feature {

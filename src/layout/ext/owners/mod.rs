@@ -25,8 +25,6 @@ const MAX_OWNERS: usize = 4096;
 const MAX_PIECES: usize = 16_384;
 /// Most directories whose inodes are remembered, 4 bytes each.
 const MAX_DIRECTORIES: usize = 1 << 22;
-/// Most newer copies of blocks in the journal: more than a journal of 1 GiB in blocks of 4 KiB holds.
-const MAX_LOGGED: usize = 1 << 18;
 /// Most bytes of all paths together.
 const MAX_PATHS: usize = 8 << 20;
 /// Most notes.
@@ -174,7 +172,7 @@ fn replay<D: ReadAt>(fs: &Fs<D>, notes: &mut Notes) -> Step<Overlay> {
         return Ok(Overlay::new());
     }
     let all: ExtentMap = [Extent::new(0, fs.sb.blocks)].into_iter().collect();
-    match journal::replay(fs, &all, MAX_LOGGED) {
+    match journal::replay(fs, &all, journal::MAX_LOGGED) {
         Ok(replay) => Ok(replay.overlay),
         Err(Stop::Whole(why)) => {
             notes.add(format!("names are as before the journal's replay: {why}"));
