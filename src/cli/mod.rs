@@ -57,16 +57,16 @@ struct Arguments {
 #[derive(clap::Args)]
 struct Global {
     /// Print JSON: one document, or for long work one event a line
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Every command")]
     json: bool,
     /// Print the result and errors only
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Every command")]
     quiet: bool,
     /// Say more on standard error; twice for debugging
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = "Every command", action = clap::ArgAction::Count)]
     verbose: u8,
     /// Read defaults from this file (default: /etc/haul/haul.toml, if it is there)
-    #[arg(long, global = true, env = "HAUL_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Every command", env = "HAUL_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
