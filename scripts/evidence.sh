@@ -1,45 +1,67 @@
 #!/usr/bin/env bash
-# Runs the long tests and the benchmark, and records figure, command and commit in docs/evidence.md. What has passed at this
-# very commit is kept in target/evidence and not run again: a run that was cut short goes on where it stood.
+# Runs the long tests and the benchmark, and records figure, command and commit in docs/evidence.md, section by section: one
+# for each file of tests. A section that has passed is not run again while nothing but documents has changed since its commit,
+# so a run that was cut short goes on where it stood, on another machine too.
+#   scripts/evidence.sh [SECTION…]      those only: the name of a file of tests, bench, bench-fix
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=docs/evidence.md
-commit=$(git describe --always --dirty --exclude '*')
-kept=${CARGO_TARGET_DIR:-target}/evidence/$commit
-mkdir -p "$kept"
-# Changes that have no commit are never the same twice.
-[[ $commit != *-dirty ]] || rm -f "$kept"/*
-command="cargo test --features fault-points TARGET -- --ignored --nocapture --test-threads 1"
-failed=0
-run() { # NAME COMMAND…: its output is kept under this name once it ended well
-  [ ! -e "$kept/$1" ] || return 0
-  if "${@:2}" 2>&1 | tee "$kept/.part"; then mv "$kept/.part" "$kept/$1"; else mv "$kept/.part" "$kept/$1.failed"; failed=1; fi
+code=(. ':!docs' ':!*.md')
+commit=$(git log -1 --format=%h -- "${code[@]}")
+git diff --quiet HEAD -- "${code[@]}" || commit+=-dirty
+mapfile -t sections < <(grep -l '#\[ignore' tests/*.rs | xargs -n 1 basename -s .rs; printf 'bench\nbench-fix\n')
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+section() { awk -v heading="## $1" '/^## / { on = $0 == heading } on' "$out"; }
+
+command_of() {
+  case $1 in
+    bench) echo scripts/bench.sh ;;
+    bench-fix) echo scripts/bench.sh fix ;;
+    *) echo "cargo test --features fault-points --test $1 -- --ignored --nocapture --test-threads 1" ;;
+  esac
 }
-rm -f "$kept"/*.failed
-names=(lib)
-# shellcheck disable=SC2086
-run lib ${command/TARGET/--lib}
-for path in tests/*.rs; do
-  name=$(basename "$path" .rs)
-  names+=("$name")
-  # shellcheck disable=SC2086
-  run "$name" ${command/TARGET/--test $name}
-done
-run bench scripts/bench.sh
-run bench-fix scripts/bench.sh fix
-logs() { for name in "${names[@]}"; do cat "$kept/$name" "$kept/$name.failed" 2>/dev/null || true; done; }
-{
-  printf '# Evidence\n\nWritten by `scripts/test.sh --long` at commit %s on %s: %s cpus, Linux %s.\n\n' \
-    "$commit" "$(date -u +%F)" "$(nproc)" "$(uname -r)"
-  printf '## Long tests\n\n`%s`\n\n| what | result |\n| --- | --- |\n' "$command"
+
+# What a run printed, as a table of its tests and their figures.
+tests_of() {
+  printf '| what | result |\n| --- | --- |\n'
   # With --nocapture a result may follow on a later line than its name.
-  logs | awk '/^test [a-z_0-9:]+ \.\.\. / { name = $2 }
-    /(^| )(ok|FAILED)$/ && name != "" { result = $NF; gsub("_", " ", name); print "| " name " | " result " |"; name = "" }'
-  printf '\nFigures, as the tests print them:\n\n```\n'
-  logs | grep -oE '(HAUL_SEED=|figure: ).*' | sed 's/^figure: //' || true
-  printf '```\n\n## Fuzzing\n\nParser by parser in [fuzzing.md](fuzzing.md).\n'
-  printf '\n## Benchmark\n\n`scripts/bench.sh; scripts/bench.sh fix`\n\n```\n'
-  cat "$kept"/bench{,-fix}{,.failed} 2>/dev/null || true
+  awk '/^test [a-z_0-9:]+ \.\.\. / { name = $2 }
+    /(^| )(ok|FAILED)$/ && name != "" { result = $NF; gsub("_", " ", name); print "| " name " | " result " |"; name = "" }' "$1"
+  printf '\n```\n'
+  grep -oE '(HAUL_SEED=|figure: ).*' "$1" | sed 's/^figure: //' || true
   printf '```\n'
-} > "$out"
+}
+
+record() { # SECTION RESULT
+  {
+    printf '# Evidence\n\nWritten by `scripts/test.sh --long`: the long tests with the figures they print, and the benchmark. '
+    printf 'Fuzzing has [its own page](fuzzing.md).\n'
+    for name in "${sections[@]}"; do
+      if [ "$name" != "$1" ]; then
+        section "$name" > "$work/old"
+        [ ! -s "$work/old" ] || { echo; sed -e :a -e '/^\n*$/{$d;N;ba' -e '}' "$work/old"; }
+        continue
+      fi
+      # shellcheck disable=SC2016
+      printf '\n## %s\n\n`%s` at commit %s on %s (%s cpus, Linux %s): %s\n\n' \
+        "$name" "$(command_of "$name")" "$commit" "$(date -u +%F)" "$(nproc)" "$(uname -r)" "$2"
+      if [[ $name = bench* ]]; then printf '```\n'; cat "$work/log"; printf '```\n'; else tests_of "$work/log"; fi
+    done
+  } > "$work/evidence"
+  cp "$work/evidence" "$out"
+}
+
+failed=0
+for name in "${@:-"${sections[@]}"}"; do
+  [[ $commit = *-dirty ]] || ! section "$name" | grep "at commit $commit .*: passed$" > "$work/passed" || continue
+  result=passed
+  # shellcheck disable=SC2046
+  case $name in
+    bench*) $(command_of "$name") ;; # what it says besides its table is for the terminal only
+    *) $(command_of "$name") 2>&1 ;;
+  esac | tee "$work/log" || { result=FAILED failed=1; }
+  record "$name" "$result"
+done
 exit "$failed"
