@@ -269,7 +269,7 @@ fn who_writes_to_a_mounted_disk_is_told_as_what_a_freeze_would_hold_up() {
     let report = disk.check(&Options::default());
     let (severity, evidence) = finding(&report, "source.freeze");
     let expected =
-        format!("a freeze of {} holds up sh (process {}, 2 files)", text(mount.path()), writer.id());
+        format!("a freeze of {} holds up sh (process {}, files: 2)", text(mount.path()), writer.id());
     assert_eq!((severity, evidence), (Severity::Pass, expected.as_str()));
     drop(writer.stdin.take());
     writer.wait().unwrap();

@@ -118,6 +118,11 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     sealed
 }
 
+/// `path` in haul's own folder cannot be used.
+pub(super) fn folder_error(path: &Path, error: std::io::Error) -> Error {
+    Error::new(Kind::Destination, "guest.folder", format!("cannot use {}", path.display())).caused_by(error)
+}
+
 /// The boot loader's file at `path`, as it is in the copy by now.
 fn in_tree(overlay: &Arc<Overlay>, path: &str) -> Result<Vec<u8>> {
     let tree = disk::open(Arc::clone(overlay) as Arc<dyn ReadAt>)?.tree;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::apply::Setup;
+use super::apply::{Setup, folder_error};
 use super::install::Given;
 use super::mounted;
 use super::plan::Plan;
@@ -135,10 +135,6 @@ fn listen(
             Err(error) => return Err((broken(error.to_string()), server)),
         }
     }
-}
-
-fn folder_error(folder: &Path, error: std::io::Error) -> Error {
-    Error::new(Kind::Destination, "guest.folder", format!("cannot use {}", folder.display())).caused_by(error)
 }
 
 /// A udev rule, for as long as it lives, by which the host leaves loop devices over the copy alone: no by-uuid

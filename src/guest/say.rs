@@ -9,6 +9,8 @@ use crate::monitor::{Level, Monitor};
 
 /// Longest line of it, in bytes.
 pub const MAX_LINE: u64 = 64 << 10;
+/// What each line of it begins with.
+pub const BEGIN: &[u8] = br#"{"say":"#;
 
 /// One line of JSON each.
 #[derive(Serialize, Deserialize)]

@@ -78,7 +78,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 fn failed(what: &str, error: impl Into<io::Error>) -> Error {
     Error::new(Kind::Privilege, "namespace.setup", format!("cannot {what}"))
-        .remedy("run as root, outside a container that forbids namespaces and mounts")
+        .remedy("run as root, outside a container that forbids namespaces and mounts; or with --appliance")
         .caused_by(error.into())
 }
 

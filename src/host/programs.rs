@@ -110,8 +110,11 @@ fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
+/// The id of the error that a program is not installed.
+pub const MISSING: &str = "program.missing";
+
 fn missing(program: &Program) -> Error {
-    Error::new(Kind::Privilege, "program.missing", format!("{} is not installed", program.name))
+    Error::new(Kind::Privilege, MISSING, format!("{} is not installed", program.name))
         .because(format!("it is needed to {}", program.purpose))
         .remedy(format!(
             "install it: apt-get install {} (Debian, Ubuntu) or dnf install {} (RHEL)",
@@ -143,7 +146,7 @@ mod tests {
     #[test]
     fn a_missing_program_names_its_packages_and_purpose() {
         let error = Programs::default().find(&ABSENT).unwrap_err();
-        assert_eq!((error.kind(), error.id()), (Kind::Privilege, "program.missing"));
+        assert_eq!((error.kind(), error.id()), (Kind::Privilege, MISSING));
         assert!(error.what_to_do().contains("apt-get install dash"), "{}", error.what_to_do());
         assert!(error.why().contains("needed to test"));
     }

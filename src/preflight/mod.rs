@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::config::{Cloud, Edition, Location};
 use crate::error::{Error, Kind, Result};
 use crate::guest::{Guest, Plan, inspect, plan};
+use crate::host::mounts::{self, Use};
 use crate::image::{self, Format, Gate};
 use crate::io::ReadAt;
 use crate::layout::{UsedMap, used_map};
@@ -197,8 +198,9 @@ impl Options {
 
 /// A disk with all that the checks need to know of it, found out once.
 struct Subject<'a> {
-    location: &'a Location,
     disk: &'a Arc<dyn ReadAt>,
+    /// Who uses it, where it is a device or a file here.
+    uses: Option<Result<Vec<Use>>>,
     map: Result<UsedMap>,
     /// Bytes in use, all where no map tells.
     used: u64,
@@ -213,7 +215,8 @@ impl<'a> Subject<'a> {
         let plan = guest.as_ref().ok().map(|guest| plan::plan(guest, &options.fixes));
         let map = used_map(disk.clone());
         let used = map.as_ref().map_or_else(|_| disk.size(), UsedMap::used_bytes);
-        Subject { location, disk, map, used, guest, plan, options }
+        let uses = location.path().map(mounts::in_use);
+        Subject { disk, uses, map, used, guest, plan, options }
     }
 
     /// The severity of what only a system disk must have.

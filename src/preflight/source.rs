@@ -62,9 +62,9 @@ fn unreadable(error: &Error) -> Verdict {
 }
 
 fn in_use(subject: &Subject<'_>) -> Option<Verdict> {
-    let uses = match mounts::in_use(subject.location.path()?) {
+    let uses = match subject.uses.as_ref()? {
         Ok(uses) => uses,
-        Err(error) => return Some(Verdict::of_error(Severity::Fail, &error)),
+        Err(error) => return Some(Verdict::of_error(Severity::Fail, error)),
     };
     if uses.is_empty() {
         return Some(Verdict::pass("it is not mounted for writing, no swap, and under no other device"));
@@ -78,14 +78,15 @@ fn in_use(subject: &Subject<'_>) -> Option<Verdict> {
 
 /// Programs named of those that wait.
 const NAMED: usize = 5;
-/// File systems the kernel does not freeze.
-const NEVER_FROZEN: [&str; 6] = ["vfat", "msdos", "exfat", "ntfs3", "fuseblk", "fuse"];
+/// File systems on disks that the kernel freezes: those whose `super_operations` have `freeze_fs` (Linux 6.12).
+const FROZEN: [&str; 11] =
+    ["bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "gfs2", "jfs", "nilfs2", "reiserfs", "xfs"];
 
 fn freeze(subject: &Subject<'_>) -> Option<Verdict> {
     // That this cannot be found out is told by the check for use.
-    let uses = mounts::in_use(subject.location.path()?).ok()?;
-    let points = uses.into_iter().filter_map(|used| match used {
-        Use::Mount { point, .. } => Some(point),
+    let uses = subject.uses.as_ref()?.as_ref().ok()?;
+    let points = uses.iter().filter_map(|used| match used {
+        Use::Mount { point, .. } => Some(point.clone()),
         _ => None,
     });
     let points: BTreeSet<PathBuf> = points.collect();
@@ -95,7 +96,7 @@ fn freeze(subject: &Subject<'_>) -> Option<Verdict> {
     let all = mounts::mounts().unwrap_or_default();
     let never = all.iter().filter(|mount| points.contains(&mount.point));
     let never: Vec<String> = never
-        .filter(|mount| NEVER_FROZEN.contains(&mount.kind.as_str()))
+        .filter(|mount| mount.source.starts_with('/') && !FROZEN.contains(&mount.kind.as_str()))
         .map(|mount| format!("{} ({})", mount.point.display(), mount.kind))
         .collect();
     Some(judge_freeze(&points, &writers(&points), &never))
@@ -105,7 +106,7 @@ fn judge_freeze(points: &BTreeSet<PathBuf>, writers: &[Writer], never: &[String]
     let points: Vec<String> = points.iter().map(|point| point.display().to_string()).collect();
     let named = writers.iter().take(NAMED);
     let mut programs: Vec<String> = named
-        .map(|writer| format!("{} (process {}, {} files)", writer.name, writer.pid, writer.files))
+        .map(|writer| format!("{} (process {}, files: {})", writer.name, writer.pid, writer.files))
         .collect();
     let more = writers.len() - programs.len();
     if more > 0 {
@@ -114,7 +115,8 @@ fn judge_freeze(points: &BTreeSet<PathBuf>, writers: &[Writer], never: &[String]
     if programs.is_empty() {
         programs.push("no program with a file open for writing".to_owned());
     }
-    let evidence = format!("a freeze of {} holds up {}", points.join(", "), programs.join(", "));
+    let seen = if nix::unistd::geteuid().is_root() { "" } else { "; only root sees the programs of others" };
+    let evidence = format!("a freeze of {} holds up {}{seen}", points.join(", "), programs.join(", "));
     if never.is_empty() {
         return Verdict::pass(evidence);
     }
@@ -149,7 +151,7 @@ mod tests {
         let points = ["/", "/boot/efi"].map(PathBuf::from).into();
         let found = judge_freeze(&points, &writers, &[]);
         assert_eq!(found.severity, Severity::Pass);
-        for part in ["a freeze of /, /boot/efi holds up p1 (process 1, 3 files), p2", "p5", "2 more"] {
+        for part in ["a freeze of /, /boot/efi holds up p1 (process 1, files: 3), p2", "p5", "2 more"] {
             assert!(found.evidence.contains(part), "{}", found.evidence);
         }
         let found = judge_freeze(&points, &[], &["/boot/efi (vfat)".to_owned()]);

@@ -13,14 +13,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::apply::Setup;
+use super::apply::{Setup, folder_error};
 use super::inspect::Guest;
 use super::plan::Plan;
-use super::say::{MAX_LINE, Say};
-use crate::boot::{self, Arch, Direct, Expect, Format, Machine, State};
+use super::say::{BEGIN, MAX_LINE, Say};
+use crate::boot::{self, Arch, Direct, Expect, Format, Machine};
 use crate::error::{Error, Kind, Result};
 use crate::host::export::Disk;
-use crate::host::programs::Programs;
+use crate::host::programs::{self, Programs};
 use crate::io::nbd::Server;
 use crate::monitor::{Level, Monitor, Tally};
 
@@ -54,7 +54,8 @@ pub fn carry_out(
         initramfs: file("initramfs", &initramfs)?,
         arguments: machine::arguments(guest.arch),
     };
-    let socket = setup.folder.join("disk.sock");
+    // A socket's path has 107 bytes at most, and haul's own folder may lie deep.
+    let socket = std::env::temp_dir().join(format!("haul-fix-{}.sock", std::process::id()));
     // A run that was killed may have left it.
     let _ = fs::remove_file(&socket);
     let server = Server::writable(Arc::clone(shown) as _, Arc::clone(shown) as _, &socket)?;
@@ -71,14 +72,24 @@ pub fn carry_out(
     let outcome = boot::run(&Programs::default(), &machine, expect, TIME, &console, &Tally::default());
     // A disk that could not be read or written is why it failed.
     server.stop()?;
-    let verdict = outcome?.verdict;
-    if report(&console, monitor)? && verdict.state == State::Up {
+    let verdict = outcome.map_err(without)?.verdict;
+    // All is on the disk once it says so, however the machine ends.
+    if report(&console, monitor)? {
         return Ok(());
     }
     monitor.note(Level::Info, &format!("the appliance's last words:\n{}", last_lines(&console)));
     Err(Error::new(Kind::Internal, "appliance.ended", "the appliance ended early")
         .because(format!("it {}: {}", verdict.state.what(), verdict.evidence))
         .remedy("look at its last words above; as root, haul can do without it"))
+}
+
+/// Why no machine could be started, and what to do where that is for want of QEMU.
+fn without(error: Error) -> Error {
+    if error.id() != programs::MISSING {
+        return error;
+    }
+    let install = error.what_to_do().to_owned();
+    error.remedy(format!("{install}; or run haul as root without --appliance, which does not need it"))
 }
 
 /// The end of what is in `console`.
@@ -101,15 +112,39 @@ fn report(console: &Path, monitor: &dyn Monitor) -> Result<bool> {
         if read.map_err(|error| folder_error(console, error))? == 0 {
             return Ok(false);
         }
-        // The kernel's own words are there, too.
-        match serde_json::from_slice(line.trim_ascii()) {
-            Ok(Say::Done) => return Ok(true),
-            Ok(said) => said.pass_on(monitor)?,
-            Err(_) => {}
+        // The words of firmware and kernel are there, too, and not all of them end their line.
+        let said = line.windows(BEGIN.len()).position(|bytes| bytes == BEGIN);
+        match said.map(|at| serde_json::from_slice(line[at..].trim_ascii_end())) {
+            Some(Ok(Say::Done)) => return Ok(true),
+            Some(Ok(said)) => said.pass_on(monitor)?,
+            Some(Err(_)) | None => {}
         }
     }
 }
 
-fn folder_error(path: &Path, error: std::io::Error) -> Error {
-    Error::new(Kind::Destination, "guest.folder", format!("cannot use {}", path.display())).caused_by(error)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard_among_the_words_of_firmware_and_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let console = dir.path().join("console.log");
+        let heard = |text: &str| {
+            fs::write(&console, text).unwrap();
+            let monitor = Tally::default();
+            let done = report(&console, &monitor)?;
+            let notes: Vec<String> = monitor.notes().into_iter().map(|(_, text)| text).collect();
+            Ok::<_, Error>((done, notes))
+        };
+        let step = |text: &str| serde_json::to_string(&Say::Step { text: text.into() }).unwrap();
+        // The firmware's last line has no end.
+        let text = format!("Booting from ROM...{}\r\n[1.0] oops\n{}\n", step("one"), step("two"));
+        assert_eq!(heard(&text).unwrap(), (false, vec!["one".into(), "two".into()]));
+        let done = serde_json::to_string(&Say::Done).unwrap();
+        assert_eq!(heard(&format!("{}\n[2.0] {done}\n", step("one"))).unwrap(), (true, vec!["one".into()]));
+        let error = Error::new(Kind::Image, "some.id", "it failed");
+        let failed = serde_json::to_string(&Say::failed(&error)).unwrap();
+        assert_eq!(heard(&format!("rom{failed}\n{done}\n")).unwrap_err().what(), "it failed");
+    }
 }

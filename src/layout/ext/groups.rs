@@ -57,13 +57,18 @@ impl<D: ReadAt> Fs<D> {
         let mut bytes = read_vec(&self.disk, first * size, to_usize(count * size))?;
         for (block, logged) in overlay.into_iter().flat_map(|overlay| overlay.range(first..first + count)) {
             let at = to_usize((block - first) * size);
-            let target = &mut bytes[at..at + to_usize(size)];
-            self.disk.read_at(target, logged.block * size)?;
-            if logged.escaped {
-                target[..4].copy_from_slice(&super::journal::MAGIC.to_be_bytes());
-            }
+            self.copy(*logged, &mut bytes[at..at + to_usize(size)])?;
         }
         Ok(bytes)
+    }
+
+    /// Reads the journal's copy of a block.
+    pub fn copy(&self, logged: Logged, block: &mut [u8]) -> crate::error::Result<()> {
+        self.disk.read_at(block, logged.block * self.sb.block_size)?;
+        if logged.escaped {
+            block[..4].copy_from_slice(&super::journal::MAGIC.to_be_bytes());
+        }
+        Ok(())
     }
 
     pub fn per_block(&self) -> u64 {
