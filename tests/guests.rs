@@ -563,16 +563,18 @@ fn a_guest_in_logical_volumes_is_fixed_where_it_lies() {
     assert!(!plan.contains("fstab"), "names of volumes last: {plan}");
 }
 
-/// The small guest with its root on a mirror of which this disk has one member.
-fn on_a_mirror(folder: &Path, version: &str) -> PathBuf {
+/// The small guest with its root on a mirror of which this disk has one member, or in a logical volume on it.
+fn on_a_mirror(folder: &Path, version: &str, logical: bool) -> PathBuf {
+    let (device, most) = if logical { ("/dev/mapper/vg-root", 200 << 20) } else { ("/dev/md0", u64::MAX) };
     small_guest(folder, "cp /good.img $out");
     let tree = folder.join("tree");
-    fs::write(tree.join("etc/fstab"), "/dev/md0 / ext4 defaults 0 1\n").unwrap();
+    fs::write(tree.join("etc/fstab"), format!("{device} / ext4 defaults 0 1\n")).unwrap();
     fs::create_dir_all(tree.join("etc/mdadm")).unwrap();
     let arrays = format!("ARRAY /dev/md0 metadata={version} UUID={} name=source:root\n", mirror::ARRAY);
     fs::write(tree.join("etc/mdadm/mdadm.conf"), arrays).unwrap();
     let menu = fs::read_to_string(tree.join("boot/grub/grub.cfg")).unwrap();
-    fs::write(tree.join("boot/grub/grub.cfg"), menu.replace("root=/dev/sda", "root=/dev/md0")).unwrap();
+    fs::write(tree.join("boot/grub/grub.cfg"), menu.replace("root=/dev/sda", &format!("root={device}")))
+        .unwrap();
     let part = folder.join("part");
     fs::File::create(&part).unwrap().set_len(256 << 20).unwrap();
     let (start, len) = mirror::member(&part, version, "source:root");
@@ -580,7 +582,7 @@ fn on_a_mirror(folder: &Path, version: &str) -> PathBuf {
     let told = ["Raid Level : raid1", "State : clean", "- correct", mirror::ARRAY];
     assert!(told.iter().all(|told| seen.contains(told)), "{seen}");
     let data = folder.join("data");
-    fs::File::create(&data).unwrap().set_len(len & !0xfff).unwrap();
+    fs::File::create(&data).unwrap().set_len(most.min(len & !0xfff)).unwrap();
     run("mkfs.ext4", &["-qF", "-d", tree.to_str().unwrap(), data.to_str().unwrap()]);
     let disk = folder.join("mirror.raw");
     let out = fs::File::create(&disk).unwrap();
@@ -588,7 +590,15 @@ fn on_a_mirror(folder: &Path, version: &str) -> PathBuf {
     let table = "label: dos\n2048,524288,fd\n";
     run("sh", &["-c", &format!("printf '{table}' | sfdisk -q {}", disk.to_str().unwrap())]);
     out.write_all_at(&fs::read(part).unwrap(), 1 << 20).unwrap();
-    out.write_all_at(&fs::read(data).unwrap(), (1 << 20) + start).unwrap();
+    let data = fs::read(data).unwrap();
+    if logical {
+        let lvm = Lvm::attach(&[(&disk, Extent::at((1 << 20) + start, len))]);
+        lvm.group("vg", "", "");
+        lvm.create("root", "-L 200m vg");
+        lvm::write(&lvm.places("vg")["root"], &data);
+    } else {
+        out.write_all_at(&data, (1 << 20) + start).unwrap();
+    }
     disk
 }
 
@@ -596,11 +606,25 @@ fn on_a_mirror(folder: &Path, version: &str) -> PathBuf {
 fn a_guest_on_one_half_of_a_mirror_is_fixed_where_it_lies() {
     for version in ["1.2", "1.1", "1.0", "0.90"] {
         let dir = tempfile::tempdir().unwrap();
-        let disk = on_a_mirror(dir.path(), version);
+        let disk = on_a_mirror(dir.path(), version, false);
         let plan = fixed_where_it_lies(dir.path(), &disk, &["/"]);
         assert!(plan.contains("-/dev/md0 / ext4") && plan.contains("+UUID="), "{version}: {plan}");
         assert!(
             plan.contains("mirror of 2 disks") && plan.contains("mdadm --grow /dev/md0"),
+            "{version}: {plan}"
+        );
+    }
+}
+
+#[test]
+fn a_guest_in_a_logical_volume_on_one_half_of_a_mirror_is_fixed_where_it_lies() {
+    for version in ["1.2", "1.0"] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = on_a_mirror(dir.path(), version, true);
+        let plan = fixed_where_it_lies(dir.path(), &disk, &["/"]);
+        assert!(!plan.contains("fstab"), "names of volumes last: {version}: {plan}");
+        assert!(
+            plan.contains("/ is on a mirror of 2 disks") && plan.contains("mdadm --grow /dev/md0"),
             "{version}: {plan}"
         );
     }
@@ -1190,7 +1214,9 @@ fn fixed_and_booted(
         assert_eq!(words.get(key).map(String::as_str), value.as_str(), "{key}");
     }
     let root = match options {
-        _ if options.contains(&"on=lvm") => "/dev/mapper/vg0-root",
+        _ if options.iter().any(|option| option.starts_with("on=") && option.ends_with("lvm")) => {
+            "/dev/mapper/vg0-root"
+        }
         _ if options.contains(&"on=raid") => "/dev/md0",
         _ => "/dev/vda",
     };
@@ -1266,6 +1292,12 @@ fn a_debian_in_a_logical_volume_moves() {
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_on_one_half_of_a_mirror_moves() {
     moves(&["on=raid"]);
+}
+
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_in_a_logical_volume_on_one_half_of_a_mirror_moves() {
+    moves(&["on=raid-lvm"]);
 }
 
 #[test]
@@ -1468,7 +1500,20 @@ fn an_appliance_that_cannot_start_fails_the_job_and_leaves_nothing() {
     }
 }
 
-/// Fixes a copy as a user who may mount nothing, and boots it.
+/// A process that `parent` started, with `word` among its arguments, once there is one.
+fn child_of(parent: u32, word: &str) -> OwnedFd {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = Command::new("pgrep").args(["-P", &parent.to_string(), "-f", word]).output().unwrap();
+        let text = String::from_utf8(found.stdout).unwrap();
+        if let Some(child) = text.lines().next().and_then(|pid| pidfd(pid.parse().unwrap())) {
+            return child;
+        }
+        assert!(Instant::now() < deadline, "process {parent} starts nothing with {word}");
+    }
+}
+
+/// Fixes a copy as a user who may mount nothing, after a run that was killed, and boots it.
 fn moves_by_an_appliance(options: &[&str]) {
     let (disk, facts) = debian_disk(options);
     let dir = tempfile::tempdir().unwrap();
@@ -1479,8 +1524,14 @@ fn moves_by_an_appliance(options: &[&str]) {
     run(&haul, &["convert", disk.to_str().unwrap(), &copy]);
     run("chown", &["-R", "65534:65534", dir.path().to_str().unwrap()]);
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"];
+    let fix = [&nobody[..], &[&haul, "fix", &copy]].concat();
+    let mut killed = Command::new("setpriv").args(&fix).stdout(Stdio::null()).spawn().unwrap();
+    let machine = child_of(killed.id(), "haul-fix");
+    killed.kill().unwrap();
+    assert!(ready(&[machine.as_fd()], Instant::now() + Duration::from_secs(30)), "QEMU outlives haul");
+    killed.wait().unwrap();
     let start = Instant::now();
-    let said = run("setpriv", &[&nobody[..], &[&haul, "fix", &copy]].concat());
+    let said = run("setpriv", &fix);
     println!("figure: {options:?} is fixed in an appliance in {} s", start.elapsed().as_secs());
     assert!(said.contains("initrd.img"), "{said}");
     let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();

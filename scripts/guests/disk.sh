@@ -14,6 +14,7 @@ for option in "$@"; do
     fs=btrfs) packages+=(btrfs-progs) options+=("$option") ;;
     compress=lz4) packages+=(lz4) options+=("$option") ;;
     on=lvm) packages+=(lvm2) options+=("$option") ;;
+    on=raid-lvm) packages+=(lvm2 mdadm) options+=("$option") ;;
     on=raid) packages+=(mdadm) options+=("$option") ;;
     initramfs=dracut) builder=dracut options+=("$option") ;;
     *) options+=("$option") ;;

@@ -5,8 +5,8 @@
 #
 #   size=3G               of the disk                      pt=mbr|gpt         partition table
 #   firmware=bios|uefi    (uefi with pt=gpt, and a tree made for it)      arch=amd64|arm64 (arm64 by uefi, a tree made for it)
-#   fs=ext4|xfs|btrfs     of the root (btrfs: in a subvolume)  on=partition|lvm|raid  what it lies on: a partition, a volume of
-#                         a group, or a mirror of which this disk is one half; the tree needs the programs for it
+#   fs=ext4|xfs|btrfs     of the root (btrfs: in a subvolume)  on=partition|lvm|raid|raid-lvm  what it lies on: a partition, a
+#                         volume of a group, a mirror of which this disk is one half, or both; the tree needs the programs for it
 #   rootref=dev|uuid|label  in fstab and kernel command line  boot=no|yes     /boot on a partition of its own
 #   initramfs=list|most|dep  MODULES= of initramfs-tools   bootfull=PERCENT   fill /boot to this (with boot=yes)
 #             dracut       in its place, in the tree too     compress=default|gzip|lz4|…  COMPRESS= of initramfs-tools
@@ -79,9 +79,9 @@ fi
 root_size=$((end - at - (swap_size ? swap_size + 1 : 0)))
 case ${key[on]}-${key[pt]} in
   lvm-mbr) root_type=8e ;;
-  raid-mbr) root_type=fd ;;
+  raid*-mbr) root_type=fd ;;
   lvm-gpt) root_type=E6D6D379-F507-44C2-A23C-238F2A3DF928 ;;
-  raid-gpt) root_type=A19D880F-05FC-4D3B-A006-743F0F84911E ;;
+  raid*-gpt) root_type=A19D880F-05FC-4D3B-A006-743F0F84911E ;;
 esac
 add $root_size $root_type "$([ "${key[pt]}" = gpt ] || echo bootable)"
 root_number=$number root_start=$start
@@ -116,46 +116,50 @@ mount_at() { # START SIZE FOLDER [FILE-SYSTEM [OPTION]]
 
 # What the root lies on. Both begin with a MiB of their own; no array or volume is ever active here.
 array_uuid=$(new_uuid | tr -d -)
+root_device=/dev/sda$root_number grub_root= abstraction=
+make_mirror() {
+  root_device=/dev/md0 grub_root=mduuid/$array_uuid abstraction='diskfilter mdraid1x '
+  root_start=$((root_start + 1)) root_size=$((root_size - 1))
+  # The superblock (version 1.2) of the first of two members: no mdadm writes one without the kernel's md.
+  perl -e '
+    my ($file, $at, $size, $uuid) = @ARGV;
+    my $sb = "\0" x 260;
+    sub put { my ($at, $as, @values) = @_; my $bytes = pack $as, @values; substr($sb, $at, length $bytes) = $bytes }
+    put(0, "V2", 0xa92b4efc, 1); put(16, "H32 a32", $uuid, "source-01:0");
+    put(64, "Q< V V Q< V V", 1, 1, 0, $size, 0, 2); # made, level, layout, size, chunk, disks
+    put(128, "Q<3", 2048, $size, 8);                # data at, its size, this block at: in sectors
+    put(168, "a16", "first member 001"); put(192, "Q<3", 1, 1, ~0);
+    put(220, "V", 2); put(256, "v2", 0, 1);
+    my $sum = 0;
+    $sum += $_ for unpack "V*", $sb;
+    put(216, "V", ($sum & 0xffffffff) + ($sum >> 32));
+    open my $disk, "+<", $file or die "$!";
+    seek $disk, $at, 0; print $disk $sb or die "$!"; close $disk or die "$!"
+  ' "$part" $(((root_start - 1) * 1048576 + 4096)) $((root_size * 2048)) "$array_uuid"
+}
+make_volume() {
+  root_device=/dev/mapper/vg0-root grub_root=lvm/vg0-root abstraction+=lvm
+  attach $root_start $root_size
+  root_start=$((root_start + 1)) root_size=$(((root_size - 1) / 4 * 4))
+  # None of the host's devices, and none of its records.
+  lvm() {
+    LVM_SYSTEM_DIR=$work/files LVM_SUPPRESS_FD_WARNINGS=1 DM_DISABLE_UDEV=1 command lvm "$@" --config "devices { use_devicesfile=0 hints=\"none\"
+      filter=[\"a|^$attached\$|\",\"r|.*|\"] obtain_device_list_from_udev=0 external_device_info_source=\"none\" }
+      activation { udev_sync=0 udev_rules=0 monitoring=0 } global { activation=0 use_lvmpolld=0 } backup { backup=0 archive=0 }" \
+      2>"$work/files/log" || { cat "$work/files/log" >&2; return 1; }
+  }
+  lvm pvcreate -q --dataalignment 1m "$attached" >/dev/null
+  lvm vgcreate -q vg0 "$attached" >/dev/null
+  lvm lvcreate -q -an -Zn -Wn -L "${root_size}m" -n root vg0 >/dev/null
+  lvm pvs --noheadings -o pe_start | grep -q '^ *1.00m *$'
+  lvm lvs --noheadings -o seg_pe_ranges vg0/root | grep -q ':0-'
+  detach
+}
 case ${key[on]} in
-  partition) root_device=/dev/sda$root_number grub_root= ;;
-  lvm)
-    root_device=/dev/mapper/vg0-root grub_root=lvm/vg0-root
-    attach $root_start $root_size
-    root_start=$((root_start + 1)) root_size=$(((root_size - 1) / 4 * 4))
-    # None of the host's devices, and none of its records.
-    lvm() {
-      LVM_SYSTEM_DIR=$work/files LVM_SUPPRESS_FD_WARNINGS=1 DM_DISABLE_UDEV=1 command lvm "$@" --config "devices { use_devicesfile=0 hints=\"none\"
-        filter=[\"a|^$attached\$|\",\"r|.*|\"] obtain_device_list_from_udev=0 external_device_info_source=\"none\" }
-        activation { udev_sync=0 udev_rules=0 monitoring=0 } global { activation=0 use_lvmpolld=0 } backup { backup=0 archive=0 }" \
-        2>"$work/files/log" || { cat "$work/files/log" >&2; return 1; }
-    }
-    lvm pvcreate -q --dataalignment 1m "$attached" >/dev/null
-    lvm vgcreate -q vg0 "$attached" >/dev/null
-    lvm lvcreate -q -an -Zn -Wn -L "${root_size}m" -n root vg0 >/dev/null
-    lvm pvs --noheadings -o pe_start | grep -q '^ *1.00m *$'
-    lvm lvs --noheadings -o seg_pe_ranges vg0/root | grep -q ':0-'
-    detach
-    ;;
-  raid)
-    root_device=/dev/md0 grub_root=mduuid/$array_uuid
-    root_start=$((root_start + 1)) root_size=$((root_size - 1))
-    # The superblock (version 1.2) of the first of two members: no mdadm writes one without the kernel's md.
-    perl -e '
-      my ($file, $at, $size, $uuid) = @ARGV;
-      my $sb = "\0" x 260;
-      sub put { my ($at, $as, @values) = @_; my $bytes = pack $as, @values; substr($sb, $at, length $bytes) = $bytes }
-      put(0, "V2", 0xa92b4efc, 1); put(16, "H32 a32", $uuid, "source-01:0");
-      put(64, "Q< V V Q< V V", 1, 1, 0, $size, 0, 2); # made, level, layout, size, chunk, disks
-      put(128, "Q<3", 2048, $size, 8);                # data at, its size, this block at: in sectors
-      put(168, "a16", "first member 001"); put(192, "Q<3", 1, 1, ~0);
-      put(220, "V", 2); put(256, "v2", 0, 1);
-      my $sum = 0;
-      $sum += $_ for unpack "V*", $sb;
-      put(216, "V", ($sum & 0xffffffff) + ($sum >> 32));
-      open my $disk, "+<", $file or die "$!";
-      seek $disk, $at, 0; print $disk $sb or die "$!"; close $disk or die "$!"
-    ' "$part" $(((root_start - 1) * 1048576 + 4096)) $((root_size * 2048)) "$array_uuid"
-    ;;
+  partition) ;;
+  lvm) make_volume ;;
+  raid) make_mirror ;;
+  raid-lvm) make_mirror; make_volume ;;
   *) echo "unknown on=${key[on]}" >&2; exit 2 ;;
 esac
 case ${key[fs]} in
@@ -220,7 +224,7 @@ in_guest() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=
 device() { [ "$1" = "$root_number" ] && echo "$root_device" || echo "/dev/sda$1"; }
 reference() { # NUMBER UUID LABEL
   # A volume goes by its name, as installers have it.
-  case $([ "$1-${key[on]}" = "$root_number-lvm" ] && echo dev || echo "${key[rootref]}") in dev) device "$1" ;; uuid) echo "UUID=$2" ;; label) echo "LABEL=$3" ;; esac
+  case $([ "$1-$root_device" = "$root_number-/dev/mapper/vg0-root" ] && echo dev || echo "${key[rootref]}") in dev) device "$1" ;; uuid) echo "UUID=$2" ;; label) echo "LABEL=$3" ;; esac
 }
 {
   case ${key[fs]} in
@@ -234,7 +238,7 @@ reference() { # NUMBER UUID LABEL
   esac
   [ "${key[firmware]}" = bios ] || echo "$(reference "$esp_number" 6696-244F ESP) /boot/efi vfat umask=0077 0 1"
 } >"$root/etc/fstab"
-[ "${key[on]}" != raid ] || printf 'HOMEHOST <system>\nMAILADDR root\nARRAY /dev/md0 metadata=1.2 UUID=%s name=source-01:0\n' \
+[[ ${key[on]} != raid* ]] || printf 'HOMEHOST <system>\nMAILADDR root\nARRAY /dev/md0 metadata=1.2 UUID=%s name=source-01:0\n' \
   "$(sed 's/.\{8\}/&:/g; s/:$//' <<<"$array_uuid")" >"$root/etc/mdadm/mdadm.conf"
 
 # --- Who it is.
@@ -347,7 +351,6 @@ sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' -e 's/^GRUB_CMDLINE_LINUX_DEFAULT
 } >>"$root/etc/default/grub"
 boot_on=${boot_number:-$root_number} boot_drive=
 [ -n "$boot_number" ] || boot_drive=$grub_root
-case ${key[on]} in lvm) abstraction=lvm ;; raid) abstraction='diskfilter mdraid1x' ;; *) abstraction= ;; esac
 [ "${key[fs]}" = ext4 ] && grub_fs=ext2 || grub_fs=${key[fs]}
 cat >"$work/files/grub-probe" <<P
 #!/bin/sh

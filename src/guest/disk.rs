@@ -32,7 +32,7 @@ pub struct FileSystem {
     /// The logical volume it is in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logical: Option<Logical>,
-    /// The mirror (md RAID 1) it is in, of which the partition is a member.
+    /// The mirror (md RAID 1) it is in, of which its partition, or that of its logical volume, is a member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub array: Option<Array>,
     /// Where it is, in bytes; what is in a logical volume lies behind the disk's end ([`Extended`]).
@@ -191,14 +191,15 @@ const ROOTS: [&str; 4] = ["@", "@rootfs", "root", "@/.snapshots/1/snapshot"];
 pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     let (mut filesystems, boot) = file_systems(&disk)?;
     let extended = Extended::new(Arc::clone(&disk), &disk)?;
-    let volumes: Vec<_> = extended
-        .volumes()
-        .iter()
-        .map(|placed| (Logical { group: placed.group.clone(), name: placed.name.clone() }, placed.extent))
-        .collect();
-    let disk: Arc<dyn ReadAt> = Arc::new(extended);
-    for (logical, extent) in volumes {
-        filesystems.push(file_system(&disk, Place::Logical(logical), extent)?);
+    let extended = Arc::new(extended);
+    let disk: Arc<dyn ReadAt> = Arc::clone(&extended) as _;
+    for placed in extended.volumes() {
+        let logical = Logical { group: placed.group.clone(), name: placed.name.clone() };
+        let fs = file_system(&disk, Place::Logical(logical), placed.extent)?;
+        let begin = extended.place(placed.extent.start);
+        let below = filesystems.iter().find(|fs| begin.is_some_and(|begin| fs.extent.contains(begin)));
+        let array = below.and_then(|below| below.array.clone());
+        filesystems.push(FileSystem { array, ..fs });
     }
     let mut notes = Notes::default();
     let mut roots = Vec::new();
@@ -379,13 +380,10 @@ pub fn file_systems(disk: &Arc<dyn ReadAt>) -> Result<(Vec<FileSystem>, BootMode
             found.push(FileSystem { esp: is_esp, ..fs });
         }
     }
-    let mirrors: Vec<Option<Mirror>> = found.iter().map(|fs| mirror(disk, fs)).collect::<Result<_>>()?;
-    for (fs, mirror) in found.iter_mut().zip(&mirrors) {
-        let Some(mirror) = mirror else { continue };
-        // With another member on the same disk, both had to be written alike.
-        if mirrors.iter().flatten().filter(|other| other.array == mirror.array).count() == 1 {
-            let place = Place::Array(fs.partition, Array::new(mirror));
-            *fs = file_system(disk, place, mirror.data.shifted(fs.extent.start))?;
+    let mirrors = layout::mirrors(disk, &table)?;
+    for fs in &mut found {
+        if let Some((_, mirror)) = mirrors.iter().find(|(number, _)| fs.partition == Some(*number)) {
+            *fs = file_system(disk, Place::Array(fs.partition, Array::new(mirror)), mirror.data)?;
         }
     }
     Ok((found, if esp && !bios_boot { BootMode::Uefi } else { BootMode::Bios }))
@@ -399,15 +397,6 @@ enum Place {
     Logical(Logical),
     /// The number of the partition, if it is in one.
     Array(Option<u32>, Array),
-}
-
-/// The mirror of which `fs`, a partition, is a member.
-fn mirror(disk: &Arc<dyn ReadAt>, fs: &FileSystem) -> Result<Option<Mirror>> {
-    if fs.kind.starts_with("md ") || fs.kind.contains(" and ") {
-        layout::mirror(&window(disk, fs))
-    } else {
-        Ok(None)
-    }
 }
 
 fn file_system(disk: &Arc<dyn ReadAt>, place: Place, extent: Extent) -> Result<FileSystem> {

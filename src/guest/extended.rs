@@ -56,7 +56,7 @@ impl<D: ReadAt> Extended<D> {
     }
 
     /// Where on the disk the bytes at `offset` lie, as far as they are together; `None` in a gap.
-    fn place(&self, offset: u64) -> Option<Extent> {
+    pub fn place(&self, offset: u64) -> Option<Extent> {
         if offset < self.disk.size() {
             return Some(Extent::new(offset, self.disk.size()));
         }

@@ -1,10 +1,14 @@
 //! Members of md arrays (Linux's `include/uapi/linux/raid/md_p.h`): of a mirror each has all the data, in one run.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use uuid::Uuid;
 
+use super::Table;
 use super::field::{bytes, le16, le32, le64, text};
-use crate::error::Result;
-use crate::io::{ReadAt, read_array, read_vec};
+use crate::error::{Result, Retry};
+use crate::io::{ReadAt, Window, read_array, read_vec};
 use crate::unit::{Extent, to_usize};
 
 pub(super) const MAGIC: u32 = 0xa92b_4efc;
@@ -33,8 +37,31 @@ pub struct Mirror {
     pub data: Extent,
 }
 
+/// The mirrors of which a partition of `disk`, by its number, is a member, with the place of their data on the disk. Those with
+/// more than one member on it are left out: all of them had to be written alike. Fails only in ways that may pass.
+pub fn mirrors(disk: &Arc<dyn ReadAt>, table: &Table) -> Result<Vec<(u32, Mirror)>> {
+    let mut found: Vec<(u32, Mirror)> = Vec::new();
+    for part in table.partitions.iter().filter(|part| !part.kind.is_extended()) {
+        match mirror(&Window::new(disk, part.extent, disk.name())) {
+            Ok(Some(mirror)) => {
+                let data = mirror.data.shifted(part.extent.start);
+                found.push((part.number, Mirror { data, ..mirror }));
+            }
+            Err(error) if error.retry() == Retry::Yes => return Err(error),
+            // What cannot be read is no mirror that can be used.
+            Ok(None) | Err(_) => {}
+        }
+    }
+    let mut arrays = BTreeMap::new();
+    for (_, mirror) in &found {
+        *arrays.entry(mirror.array).or_insert(0) += 1;
+    }
+    found.retain(|(_, mirror)| arrays.get(&mirror.array) == Some(&1));
+    Ok(found)
+}
+
 /// The mirror that `volume` is a member of; `None` when it is none, a spare, not in sync, being reshaped, or damaged.
-pub fn mirror(volume: &dyn ReadAt) -> Result<Option<Mirror>> {
+fn mirror(volume: &dyn ReadAt) -> Result<Option<Mirror>> {
     let size = volume.size();
     let at_end = (size / 512).checked_sub(16).map(|sector| (sector & !7) * 512);
     for place in [Some(4096), Some(0), at_end].into_iter().flatten() {

@@ -32,7 +32,7 @@ pub use ext::{ExtInfo, Replayed};
 pub use fat::{ExfatInfo, FatInfo, fat_files, fat_folder};
 pub use files::{FileId, FileInfo, FileKind, Files};
 pub use lvm::{Found, LogicalVolume, PvInfo, logical_volumes};
-pub use md::{Mirror, mirror};
+pub use md::{Mirror, mirrors};
 pub use ntfs::NtfsInfo;
 pub use owners::{Owner, Part, VolumeOwners, owners};
 pub use swap::SwapInfo;

@@ -10,7 +10,7 @@ mod volume;
 
 use std::sync::Arc;
 
-use super::{Content, Partition, Stop, identify, read_table};
+use super::{Content, Partition, Stop, identify, mirrors, read_table};
 use crate::error::{Result, Retry};
 use crate::io::{ReadAt, Window};
 use crate::unit::Extent;
@@ -74,15 +74,20 @@ pub(super) fn identify_pv(volume: &dyn ReadAt, head: &[u8]) -> Result<Option<PvI
     Ok(Some(info))
 }
 
-/// The logical volumes for users on a disk, group by group. Those whose group cannot be trusted are not listed. Fails
+/// The logical volumes for users on a disk, on its halves of mirrors too, group by group. Those whose group cannot be trusted are not listed. Fails
 /// as the disk fails, and with `Kind::Image` when its partition table is damaged.
 pub fn logical_volumes(disk: &Arc<dyn ReadAt>) -> Result<Vec<Found>> {
     let volumes: Vec<Member> = match read_table(disk)? {
         None => vec![Member { extent: Extent::new(0, disk.size()), doubt: None }],
         Some(table) => {
+            let mirrors = mirrors(disk, &table)?;
             let parts = table.partitions.iter().filter(|part| !part.kind.is_extended());
             let doubt = |part: &Partition| table.doubt(part.number).map(str::to_owned);
-            parts.map(|part| Member { extent: part.extent, doubt: doubt(part) }).collect()
+            let extent = |part: &Partition| {
+                let mirror = mirrors.iter().find(|(number, _)| *number == part.number);
+                mirror.map_or(part.extent, |(_, mirror)| mirror.data)
+            };
+            parts.map(|part| Member { extent: extent(part), doubt: doubt(part) }).collect()
         }
     };
     let mut members = Vec::new();
