@@ -1,7 +1,9 @@
 //! The free space of an allocation group: the records of its by-block B+tree ("AG Free Space Management").
 
+use super::replayed::Replayed;
 use super::{Step, Superblock, intact, require};
 use crate::io::{ReadAt, read_vec};
+use crate::layout::Stop;
 use crate::layout::field::{be16, be32, be64, bytes, has};
 use crate::unit::{Extent, to_usize};
 
@@ -32,6 +34,26 @@ pub(super) struct Agf {
     longest: u64,
     /// What is in use for certain: the group's headers, the roots of its free-space trees, and the log.
     reserved: [Extent; 4],
+}
+
+impl<D: ReadAt> Fs<Replayed<D>> {
+    /// Blocks in use, by the superblock's count, which is exact after a clean unmount; a log that is to be replayed does not
+    /// have it, so that then the groups' headers are counted.
+    pub fn used_blocks(&self) -> Step<u64> {
+        if self.disk.is_clean() {
+            return Ok(self.sb.blocks - self.sb.free_blocks);
+        }
+        let mut used = self.sb.blocks;
+        for group in 0..self.sb.ag_count {
+            used -= match self.agf(group) {
+                Ok(agf) => agf.free,
+                // All of it is used then.
+                Err(Stop::Whole(_)) => 0,
+                Err(failed) => return Err(failed),
+            };
+        }
+        Ok(used)
+    }
 }
 
 impl<D: ReadAt> Fs<D> {

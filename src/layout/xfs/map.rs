@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::free::Fs;
+use super::replayed::Replayed;
 use super::superblock::MAX_SECTOR;
-use super::{Step, Superblock, log, require};
+use super::{Step, Superblock, require};
 use crate::error::Result;
 use crate::io::{ReadAt, read_vec};
 use crate::layout::Stop;
@@ -15,10 +16,12 @@ use crate::unit::{Extent, to_usize};
 /// Blocks in a batch, at most: their bits take 512 KiB.
 const BATCH: u64 = 1 << 22;
 
-/// Which bytes of an XFS file system are in use, lazily: all but what the free-space B+trees list. The blocks
-/// that an allocation group keeps for these trees themselves (its AGFL) are in none of them, and so are used.
+/// Which bytes of an XFS file system are in use, lazily: all but what the free-space B+trees list after its log's replay. The
+/// blocks that an allocation group keeps for these trees themselves (its AGFL) are in none of them, and so are used.
 pub(in crate::layout) struct XfsMap<D> {
-    fs: Fs<D>,
+    fs: Fs<Replayed<D>>,
+    /// Bytes in use.
+    used: u64,
     /// Groups whose whole tree was found sound.
     sound: Vec<AtomicBool>,
     batches: Batches,
@@ -32,10 +35,12 @@ impl<D: ReadAt> XfsMap<D> {
         let sb = Superblock::parse(&head).ok_or_else(|| "its superblock is gone".to_owned())?;
         sb.check(disk.size())?;
         require(sb.ag_count <= max_groups, || format!("it has {} allocation groups", sb.ag_count))?;
-        log::require_clean(&disk, &sb)?;
+        let (disk, sb) = Replayed::open(disk, &sb)?;
+        let fs = Fs { disk, sb };
         Ok(XfsMap {
-            sound: (0..sb.ag_count).map(|_| AtomicBool::new(false)).collect(),
-            fs: Fs { disk, sb },
+            sound: (0..fs.sb.ag_count).map(|_| AtomicBool::new(false)).collect(),
+            used: fs.used_blocks()? * fs.sb.block_size,
+            fs,
             batches: Batches::default(),
             doubts: Doubts::default(),
         })
@@ -64,7 +69,15 @@ impl<D: ReadAt> XfsMap<D> {
         let within = Extent::at(first, BATCH).intersect(Extent::new(0, extent.len()));
         let mut batch = Batch::new(within.shifted(extent.start), true);
         match self.free(group, within, |run| batch.set(run.shifted(extent.start), false)) {
-            Ok(()) => Ok(batch),
+            Ok(()) => {
+                // What a replay changes is there for it, whatever becomes of it.
+                let size = self.fs.sb.block_size;
+                let own = Extent::new(within.start + extent.start, within.end + extent.start);
+                for run in self.fs.disk.touched().within(Extent::new(own.start * size, own.end * size)) {
+                    batch.set(Extent::new(run.start / size, run.end.div_ceil(size)), true);
+                }
+                Ok(batch)
+            }
             Err(Stop::Failed(error)) => Err(error),
             Err(Stop::Whole(why)) => {
                 self.doubts.add(group, why);
@@ -93,7 +106,7 @@ impl<D: ReadAt> VolumeMap for XfsMap<D> {
     }
 
     fn used_bytes(&self) -> u64 {
-        (self.fs.sb.blocks - self.fs.sb.free_blocks) * self.fs.sb.block_size
+        self.used
     }
 
     fn next_used(&self, from: u64) -> Result<Option<Extent>> {

@@ -1,11 +1,11 @@
 //! XFS: which blocks are in use, by the free-space B+trees of its allocation groups, and its files (the format is
 //! described in "XFS Filesystem Structure"; names are the ones used there).
 
-mod cover;
 mod files;
 mod free;
 mod log;
 mod map;
+mod replayed;
 mod superblock;
 
 use uuid::Uuid;
@@ -34,11 +34,15 @@ pub struct XfsInfo {
     pub ag_count: u32,
 }
 
-/// Whether the checksum at `at`, of the whole structure with the checksum itself taken as zero, matches: CRC-32C,
-/// and the only field of XFS in little-endian order.
+/// Whether the checksum at `at` matches.
 fn intact(structure: &[u8], at: usize) -> bool {
+    checksum(structure, at) == le32(structure, at)
+}
+
+/// The checksum of the whole structure, with itself at `at` taken as zero: CRC-32C, and the only field of XFS in
+/// little-endian order.
+fn checksum(structure: &[u8], at: usize) -> u32 {
     let (before, rest) = structure.split_at(at.min(structure.len()));
     let after = rest.get(4..).unwrap_or_default();
-    let sum = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]), after);
-    sum == le32(structure, at)
+    crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]), after)
 }

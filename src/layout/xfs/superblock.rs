@@ -11,7 +11,8 @@ pub(super) const MAX_SECTOR: u64 = 32 << 10;
 /// Largest allocation group and largest log, in bytes.
 const MAX_AG: u64 = 1 << 40;
 const MAX_LOG: u64 = 1 << 31;
-/// Where the counters begin, the words of features, and the checksum.
+/// Where the version word is, the counters begin, the words of features, and the checksum.
+const VERSION: usize = 100;
 const ICOUNT: usize = 128;
 const FEATURES: usize = 200;
 const CRC: usize = 224;
@@ -20,6 +21,9 @@ const CRC: usize = 224;
 mod feature {
     /// In the version word: an abandoned feature that no kernel mounts.
     pub const SHARED: u16 = 0x200;
+    /// In the version word: there are extended attributes, and quotas.
+    pub const ATTRIBUTES: u16 = 0x10;
+    pub const QUOTAS: u16 = 0x40;
     /// Version 4's second word: lazy_sb_count, attr2, projid32, crc, ftype.
     pub const KNOWN_2: u32 = 0x2 | 0x8 | 0x80 | 0x100 | 0x200;
     /// finobt, rmapbt, reflink, inobt_cnt.
@@ -105,12 +109,15 @@ impl Superblock {
         &self.raw
     }
 
-    /// Whether it says the same of how the file system is laid out as `other`: all but counters, times and checksum.
+    /// Whether it says the same of how the file system is laid out as `other`: all but counters, times, checksum, and that
+    /// there are attributes or quotas, which a system says once it has the first.
     pub(super) fn has_layout_of(&self, other: &Superblock) -> bool {
-        [0..ICOUNT, FEATURES..CRC, 248..264].into_iter().all(|range| {
+        let word = |sb: &Superblock| be16(&sb.raw, VERSION) | f::ATTRIBUTES | f::QUOTAS;
+        let same = [0..VERSION, VERSION + 2..ICOUNT, FEATURES..CRC, 248..264].into_iter().all(|range| {
             let part = self.raw.get(range.clone());
             part.is_some() && part == other.raw.get(range)
-        })
+        });
+        same && word(self) == word(other)
     }
 
     /// Whether metadata carries checksums, its own address and the file system's UUID.

@@ -11,8 +11,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::replayed::Replayed;
 use super::superblock::MAX_SECTOR;
-use super::{Superblock, intact, log};
+use super::{Superblock, intact};
 use crate::error::{Error, Kind, Result};
 use crate::io::{ReadAt, read_vec};
 use crate::layout::field::{be16, be32, be64, bytes};
@@ -91,15 +92,22 @@ impl XfsFiles {
         let has_kinds =
             if sb.checksums() { be32(raw, 216) & FTYPE != 0 } else { be32(raw, 200) & FTYPE_V4 != 0 };
 
-        let stale = if sb.has_external_log() {
-            Some("its log is on another device, and was not replayed")
+        let mut stale = None;
+        let mut seen = Arc::clone(&disk);
+        if sb.has_external_log() {
+            stale = Some("its log is on another device, and was not replayed");
         } else {
-            match sb.check_log().and_then(|()| log::require_clean(&disk, &sb)) {
-                Ok(()) => None,
-                Err(Stop::Whole(_)) => Some("its log was not replayed"),
+            match sb.check_log().and_then(|()| Replayed::open(Arc::clone(&disk), &sb)) {
+                Ok((replayed, _)) => {
+                    if replayed.is_unfinished() {
+                        stale = Some("its log has changes that the next mount finishes");
+                    }
+                    seen = Arc::new(replayed);
+                }
+                Err(Stop::Whole(_)) => stale = Some("its log was not replayed"),
                 Err(failed) => return Err(failed),
             }
-        };
+        }
         let files = XfsFiles {
             root: be64(raw, 56),
             inode_size,
@@ -110,7 +118,7 @@ impl XfsFiles {
             stale,
             last_inode: RefCell::default(),
             last_leaf: RefCell::default(),
-            disk,
+            disk: seen,
             sb,
         };
         files.inode(files.root)?;

@@ -1,16 +1,20 @@
-//! The log: whether a mount would change anything by it that the used map reads ("XFS Filesystem Structure", "Journaling
-//! Log"). It does not when the record before its head says that the file system was unmounted, or when all that would
-//! be replayed is the superblock, as after a freeze. Everything else, a log that merely looks strange included, counts
-//! as one to be replayed.
+//! The log: what a mount would change by it ("XFS Filesystem Structure", "Journaling Log"). Nothing when the record before its
+//! head says that the file system was unmounted. A log that merely looks strange is not replayed at all.
 
-use super::{Step, Superblock, cover, require};
+mod changes;
+mod transactions;
+
+use super::{Step, Superblock, require};
 use crate::io::{ReadAt, read_vec};
 use crate::layout::Stop;
 use crate::layout::field::{be32, be64, bytes, le32};
 use crate::unit::to_usize;
+use transactions::Transactions;
+
+pub(super) use changes::{Buffer, Changes, Inode, MAX_BUFFER, TREE};
 
 /// A basic block, the log's unit, in bytes.
-const BB: u64 = 512;
+pub(super) const BB: u64 = 512;
 /// First word of a record's header. In every other basic block it is the cycle, the number of the log's round.
 const MAGIC: u32 = 0xfeed_babe;
 /// What a mounted system may have under way at once: 8 buffers of 256 KiB. Only that near to the head can old and
@@ -18,28 +22,27 @@ const MAGIC: u32 = 0xfeed_babe;
 const IN_FLIGHT: u64 = 4096;
 /// Bytes of a record whose cycle words one basic block of header holds.
 const PER_HEADER: u64 = 32 << 10;
-/// Largest record, in basic blocks.
+/// Largest record, in basic blocks: its data, and with its header, which may take one for each 32 KiB.
 const MAX_RECORD: u64 = 512;
+const MAX_WITH_HEADER: u64 = MAX_RECORD + MAX_RECORD * BB / PER_HEADER;
 /// The header's length on 64-bit and on 32-bit systems; it decides the checksum.
 const HEADER_LENGTHS: [usize; 2] = [328, 324];
 /// Length of each further basic block of header, without its padding.
 const FURTHER_LENGTH: usize = 260;
 /// Where the header's checksum lies.
 const CRC: usize = 32;
-/// Where the first words of basic blocks are kept in the header.
+/// Where the first words of basic blocks are kept in the header, and in each further basic block of it; how many of them.
 const CYCLE_DATA: usize = 44;
+const FURTHER_DATA: usize = 4;
+const WORDS: usize = 64;
 /// The format of operations logged by a little-endian system.
 const LITTLE_ENDIAN: u32 = 1;
 /// The client that logs the unmount, and the flag that says so.
 const CLIENT_LOG: u8 = 0xaa;
 const UNMOUNT: u8 = 0x20;
 
-/// Most basic blocks between the log's tail and head that are looked through: two of the largest records.
-const MAX_REPLAY: u64 = 2 * (MAX_RECORD + MAX_RECORD * BB / PER_HEADER);
-
-/// Stops unless a replay of the log of the file system on `disk` changes no block but the superblock, and nothing there
-/// but counters, for certain.
-pub(super) fn require_clean<D: ReadAt>(disk: &D, sb: &Superblock) -> Step<()> {
+/// What a replay of the log of the file system on `disk` changes. Stops where that is not certain.
+pub(super) fn changes<D: ReadAt>(disk: &D, sb: &Superblock) -> Step<Changes> {
     let log = Log {
         disk,
         start: sb.log.start * sb.block_size,
@@ -50,9 +53,10 @@ pub(super) fn require_clean<D: ReadAt>(disk: &D, sb: &Superblock) -> Step<()> {
     let last = log.last_record(head)?;
     if last.says_unmounted() {
         // mkfs.xfs and xfs_repair write no checksum.
-        return require(last.sum == 0 || last.intact, || "its last record's checksum does not match".into());
+        require(last.sum == 0 || last.intact, || "its last record's checksum does not match".into())?;
+        return Ok(Changes::default());
     }
-    log.require_covered(head, &last, sb)
+    log.changes(head, last.tail)
 }
 
 struct Log<'a, D> {
@@ -150,8 +154,7 @@ impl<D: ReadAt> Log<'_, D> {
 
     /// The record that ends at the head.
     fn last_record(&self, head: Head) -> Step<Record> {
-        // The header may take a basic block for each 32 KiB of the record.
-        let most = (MAX_RECORD + MAX_RECORD * BB / PER_HEADER).min(self.blocks);
+        let most = MAX_WITH_HEADER.min(self.blocks);
         let first = head.at + self.blocks - most;
         let bytes = self.read(first, most)?;
         let blocks = bytes.chunks_exact(to_usize(BB));
@@ -168,15 +171,13 @@ impl<D: ReadAt> Log<'_, D> {
     fn record<'b>(&self, bytes: &'b [u8], at: u64) -> Step<(Record, &'b [u8])> {
         let version = be32(bytes, 8);
         let len = u64::from(be32(bytes, 12));
-        let header =
-            if version & 2 == 0 { 1 } else { u64::from(be32(bytes, 320)).div_ceil(PER_HEADER).max(1) };
+        let (header, blocks) = lengths(bytes);
         let own = u64::from(cycle(bytes)) << 32 | at;
         holds(be32(bytes, 0) == MAGIC && matches!(version, 1 | 2), "a record's version is not known")?;
         holds(be64(bytes, 16) == own, "a record belongs elsewhere")?;
         holds(self::bytes::<16>(bytes, 304) == self.uuid, "a record belongs to another file system")?;
         let split = |bytes: &'b [u8], len: u64| bytes.split_at_checked(to_usize(len));
-        let whole =
-            header.checked_add(len.div_ceil(BB)).and_then(|blocks| split(bytes, blocks.checked_mul(BB)?));
+        let whole = split(bytes, (header + blocks) * BB);
         let (record, rest) = whole.ok_or_else(|| strange("a record is not complete"))?;
         let data = record.get(to_usize(header * BB)..).unwrap_or_default();
         let sum = le32(record, CRC);
@@ -184,12 +185,16 @@ impl<D: ReadAt> Log<'_, D> {
         let intact = HEADER_LENGTHS.iter().any(|header| checksum(record, *header, summed) == sum);
         let mut data = data.to_vec();
         // The first word of each basic block gave way to the cycle, and is in the header.
-        for (i, block) in data.chunks_exact_mut(to_usize(BB)).take(to_usize(PER_HEADER / BB)).enumerate() {
-            if let Some(word) = block.first_chunk_mut::<4>() {
-                *word = self::bytes(record, CYCLE_DATA + i * 4);
+        for (i, block) in data.chunks_exact_mut(to_usize(BB)).enumerate() {
+            let (header, word) = (i / WORDS, i % WORDS * 4);
+            let kept = if header == 0 { CYCLE_DATA } else { header * to_usize(BB) + FURTHER_DATA };
+            if let Some(first) = block.first_chunk_mut::<4>() {
+                *first = self::bytes(record, kept + word);
             }
         }
+        data.truncate(to_usize(len));
         let record = Record {
+            lsn: own,
             data,
             tail: be64(record, 24),
             operations: be32(record, 40),
@@ -200,37 +205,39 @@ impl<D: ReadAt> Log<'_, D> {
         Ok((record, rest))
     }
 
-    /// Stops unless all that lies between the log's tail, as its last record tells, and its head are changes of the
-    /// superblock's counters.
-    fn require_covered(&self, head: Head, last: &Record, sb: &Superblock) -> Step<()> {
-        let (tail_cycle, tail) = (last.tail >> 32, last.tail & u64::from(u32::MAX));
-        let length = if tail < head.at && tail_cycle == u64::from(head.before) {
+    /// What the records change from `tail` on, as the last one tells it, to the head.
+    fn changes(&self, head: Head, tail: u64) -> Step<Changes> {
+        let (tail_cycle, tail) = (tail >> 32, tail & u64::from(u32::MAX));
+        let mut left = if tail < head.at && tail_cycle == u64::from(head.before) {
             head.at - tail
         } else if (head.at..self.blocks).contains(&tail) && tail_cycle == u64::from(head.after) {
             self.blocks - tail + head.at
         } else {
             return Err(strange("its tail is nowhere"));
         };
-        let replay = || "its log must be replayed first".to_owned();
-        require(length <= MAX_REPLAY, replay)?;
-        let bytes = self.read(tail, length)?;
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let at = (tail + (bytes.len() - rest.len()) as u64 / BB) % self.blocks;
-            let (record, next) = self.record(rest, at)?;
+        let mut transactions = Transactions::default();
+        let mut at = tail;
+        while left > 0 {
+            let header = self.read(at, 1)?;
+            let (headers, blocks) = lengths(&header);
+            holds(headers + blocks <= MAX_WITH_HEADER.min(left), "a record is too long")?;
+            let bytes = self.read(at, headers + blocks)?;
+            let (record, _) = self.record(&bytes, at % self.blocks)?;
             holds(record.sum != 0 && record.intact, "a record's checksum does not match")?;
-            let changes = record.format == LITTLE_ENDIAN
-                && cover::changes_only_counters(&record.data, record.operations, sb);
-            require(changes, replay)?;
-            rest = next;
+            holds(record.format == LITTLE_ENDIAN, "it was written by a big-endian system")?;
+            transactions.read(&record.data, record.operations, record.lsn)?;
+            at += headers + blocks;
+            left -= headers + blocks;
         }
-        Ok(())
+        Ok(transactions.changes())
     }
 }
 
 /// A record of the log.
 struct Record {
-    /// What follows its header, with the first words of basic blocks put back in the first 32 KiB.
+    /// Where it is: the cycle above, the basic block below.
+    lsn: u64,
+    /// What follows its header, with the first words of basic blocks put back.
     data: Vec<u8>,
     /// Where a replay begins when this record is the last.
     tail: u64,
@@ -245,6 +252,13 @@ impl Record {
         let [client, flags] = bytes::<2>(&self.data, 8);
         self.operations == 1 && client == CLIENT_LOG && flags & UNMOUNT != 0
     }
+}
+
+/// How many basic blocks the header of a record takes, of which `bytes` begin with the first, and how many its data.
+fn lengths(bytes: &[u8]) -> (u64, u64) {
+    let (version, len, size) = (be32(bytes, 8), u64::from(be32(bytes, 12)), u64::from(be32(bytes, 320)));
+    let header = if version & 2 == 0 { 1 } else { size.div_ceil(PER_HEADER).max(1) };
+    (header, len.div_ceil(BB))
 }
 
 fn holds(holds: bool, what: &str) -> Step<()> {
