@@ -158,7 +158,7 @@ if wanted layout; then
     mkdir -p mnt; mount -o loop img mnt
     echo one > mnt/one; echo two > mnt/two; sync -f mnt; rm mnt/one; echo three > mnt/three; sync mnt/three
     cp --sparse=always img taken; umount mnt; mv taken img
-    if [ "$1" = broken-xfs-crashed ]; then
+    if [ "$1" = good-xfs-crashed ]; then
       # The kernel stamps 2 MiB of the log when it mounts: the first 64 KiB of them are enough.
       read -r logstart agblklog agblocks < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks' img | awk '{print $3}' | xargs)
       fallocate -p -o $((((logstart >> agblklog) * agblocks + (logstart & ((1 << agblklog) - 1))) * 4096 + 65536)) -l $((5 << 20)) img
@@ -166,7 +166,7 @@ if wanted layout; then
     seed layout "$1" img
   }
   new 8M; mke2fs -q -t ext4 -b 1024 -N 32 -U $uuid -E hash_seed=$uuid,nodiscard -J size=1 img; crashed good-ext4-crashed
-  new 64M; mkfs.xfs -q -f -m uuid=$uuid -d agcount=2 --unsupported -l size=6m img 2>/dev/null; crashed broken-xfs-crashed
+  new 64M; mkfs.xfs -q -f -m uuid=$uuid -d agcount=2 --unsupported -l size=6m img 2>/dev/null; crashed good-xfs-crashed
   new 110M; mkfs.btrfs -q -f -U $uuid -m single -n 4096 img; crashed good-btrfs-crashed
   # With files of their own, put there without a mount where there is a tool for it.
   fat() { # NAME SIZE ARGUMENTS…
@@ -253,6 +253,15 @@ PY
   read -r logstart agblklog agblocks logblocks < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks logblocks' img | awk '{print $3}' | xargs)
   fallocate -p -o $((((logstart >> agblklog) * agblocks + (logstart & ((1 << agblklog) - 1))) * 1024)) -l $((logblocks * 1024)) img
   seed xfs-files good-kernel img
+  # As a crash leaves it: what was done last is in its log alone.
+  new 64M; mkfs.xfs -q -f -m uuid=$uuid -d agcount=2 --unsupported -l size=6m img; mount -o loop img mnt
+  mkdir mnt/old; for i in $(seq 30); do echo "$i" > "mnt/old/n$i"; done; head -c 40000 /dev/zero > mnt/file; sync -f mnt
+  for i in $(seq 20); do mv "mnt/old/n$i" "mnt/entry-$i"; done; mkdir mnt/new; echo new > mnt/new/file; rm mnt/old/n2?
+  ln -s "$(printf 't%.0s' $(seq 500))" mnt/link; xfs_io -c 'truncate 20k' -c 'falloc 100k 30k' mnt/file
+  xfs_io -x -c 'shutdown -f' mnt; cp --sparse=always img taken; umount mnt; mv taken img
+  read -r logstart agblklog agblocks < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks' img | awk '{print $3}' | xargs)
+  fallocate -p -o $((((logstart >> agblklog) * agblocks + (logstart & ((1 << agblklog) - 1))) * 4096 + 131072)) -l $((5 << 20)) img
+  seed xfs-files good-crashed img
 fi
 
 if wanted fat-files; then

@@ -216,7 +216,20 @@ fn ext(view: &mut View<'_>, start: u64) {
     view.put(sb + 0x3fc, &sum.to_le_bytes());
 }
 
-/// The structures of XFS's version 5 in the first sectors of pages, by their magic numbers.
+/// A record of XFS's log: its header without padding, the further basic blocks of it without theirs, and its data.
+fn xfs_record(view: &mut View<'_>, at: u64) {
+    let be = |at| u64::from(u32::from_be_bytes(view.get(at, 4).try_into().unwrap()));
+    let (len, headers) = (be(at + 12).min(256 << 10), be(at + 320).div_ceil(32 << 10).clamp(1, 8));
+    let mut summed = view.get(at, 328);
+    summed[32..36].fill(0);
+    for further in 1..len.div_ceil(32 << 10) {
+        summed.extend(view.get(at + further * 512, 260));
+    }
+    summed.extend(view.get(at + headers * 512, usize::try_from(len).unwrap()));
+    view.put(at + 32, &crc32c::crc32c(&summed).to_le_bytes());
+}
+
+/// The structures of XFS's version 5 in the first sectors of pages, by their magic numbers, and the records of its log.
 fn xfs(view: &mut View<'_>, start: u64) {
     if !view.has(start, b"XFSB") {
         return;
@@ -249,6 +262,8 @@ fn xfs(view: &mut View<'_>, start: u64) {
         let magic = view.get(at, 4);
         if let Some((_, len, field)) = kinds.iter().find(|(known, ..)| magic == *known) {
             own(view, at, *len, *field, crc32c::crc32c);
+        } else if magic == [0xfe, 0xed, 0xba, 0xbe] {
+            xfs_record(view, at);
         } else if magic.starts_with(b"IN") {
             own(view, at, inode, 100, crc32c::crc32c);
         } else if index.iter().any(|magic| view.has(at + 8, magic)) {
