@@ -546,7 +546,7 @@ fn damage(rounds: u64) {
                     copy_image(&image, &dirty);
                 }
                 let before = used(&open(&dirty), fs::metadata(&dirty).unwrap().len());
-                assert_eq!(before.len() > 1, freeze, "only a frozen file system is mapped");
+                assert!(before.len() > 1, "it is copied whole");
                 let disk = Arc::new(fs::read(&dirty).unwrap());
                 let places = written(&disk);
                 for _ in 0..rounds / 4 {

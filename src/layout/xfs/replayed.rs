@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::log::{self, BB, Buffer, Inode, MAX_BUFFER, TREE};
-use super::{Step, Superblock, checksum, require};
+use super::{Step, Superblock, checksum, intact, require};
 use crate::error::Result;
 use crate::io::{ReadAt, read_vec};
 use crate::layout::field::{be16, be64, bytes, has, le64};
@@ -54,7 +54,7 @@ impl<D: ReadAt> Replayed<D> {
             kept += buffer.len * BB;
             require(kept <= MAX_BYTES, || "its log changes too much".into())?;
             let mut bytes = read_vec(&replayed.disk, at, to_usize(buffer.len * BB))?;
-            if change(&mut bytes, buffer, sb) {
+            if change(&mut bytes, buffer, sb)? {
                 replayed.buffers.insert(at, bytes);
             }
         }
@@ -124,10 +124,13 @@ fn seal(structure: &mut [u8], at: usize) {
 }
 
 /// Changes `bytes`, a buffer as it is on the disk, unless it was written later than it was logged (`xfs_buf_item_recover.c`);
-/// whether anything was changed.
-fn change(bytes: &mut [u8], buffer: &Buffer, sb: &Superblock) -> bool {
+/// whether anything was changed. A replay takes a block whose checksum does not match as it is, cut off while it was written or
+/// damaged, and gives it one that does: here it is a doubt.
+fn change(bytes: &mut [u8], buffer: &Buffer, sb: &Superblock) -> Step<bool> {
     let uuid = if has(bytes, 0, b"XFSB") { sb.user_uuid() } else { sb.uuid };
     let known = own(bytes).filter(|own| sb.checksums() && self::bytes::<16>(bytes, own.uuid) == uuid);
+    let sound = known.is_none_or(|own| intact(bytes, own.sum));
+    require(sound, || "its log changes a block whose checksum does not match".into())?;
     let written = known.map(|own| be64(bytes, own.lsn)).filter(|lsn| *lsn != u64::MAX).unwrap_or(0);
     let mut changed = false;
     for (number, (lsn, chunk)) in &buffer.chunks {
@@ -140,7 +143,7 @@ fn change(bytes: &mut [u8], buffer: &Buffer, sb: &Superblock) -> bool {
     if let Some(own) = own(bytes).filter(|_| changed && sb.checksums()) {
         seal(bytes, own.sum);
     }
-    changed
+    Ok(changed)
 }
 
 /// Where an inode says when it was written last, and its checksum.
@@ -185,7 +188,10 @@ fn change_inode(bytes: &mut [u8], inode: &Inode) -> Step<bool> {
     let core = &inode.core.bytes;
     let sound = core.len() >= CORE && bytes.len() > CORE && has(core, 0, b"NI");
     require(sound, || "its log has an inode that is not known".into())?;
-    if !has(bytes, 0, b"IN") {
+    if has(bytes, 0, b"IN") {
+        let sound = intact(bytes, INODE_SUM);
+        require(sound, || "its log changes an inode whose checksum does not match".into())?;
+    } else {
         // It was made as one of many, which are logged by their number alone.
         bytes.fill(0);
     }
