@@ -107,7 +107,10 @@ impl<'a> View<'a> {
             let n = left.min(PAGE - in_page);
             if let Some(place) = pages.get(&(at_now / PAGE as u64)) {
                 let there = self.input.len().saturating_sub(place + in_page).min(n);
-                each(done, place + in_page, there);
+                // The last page may be cut off.
+                if there > 0 {
+                    each(done, place + in_page, there);
+                }
             }
             at_now += n as u64;
         }
