@@ -47,6 +47,13 @@ plain() { # PARSER NAME FILE
   if [ $(($(stat -c %s z) * 3)) -lt $(($(stat -c %s "$3") * 2)) ]; then cp z "$corpus/$1/$2.zst"; else cp "$3" "$corpus/$1/$2"; fi
   [ "$(stat -c %s "$3")" -le 409600 ] || echo "$1/$2 is long: $(stat -c %s "$3") bytes"
 }
+# Leaves so many bytes of the log of the XFS in img: the kernel stamps 2 MiB of it when it mounts.
+cut_log() {
+  local start bits group blocks size at
+  read -r start bits group blocks size < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks logblocks blocksize' img | awk '{print $3}' | xargs)
+  at=$((((start >> bits) * group + (start & ((1 << bits) - 1))) * size + $1))
+  fallocate -p -o $at -l $((blocks * size - $1)) img
+}
 wanted() { [ ${#only[@]} = 0 ] || [[ " ${only[*]} " == *" $1 "* ]]; }
 only=("$@")
 
@@ -158,11 +165,7 @@ if wanted layout; then
     mkdir -p mnt; mount -o loop img mnt
     echo one > mnt/one; echo two > mnt/two; sync -f mnt; rm mnt/one; echo three > mnt/three; sync mnt/three
     cp --sparse=always img taken; umount mnt; mv taken img
-    if [ "$1" = good-xfs-crashed ]; then
-      # The kernel stamps 2 MiB of the log when it mounts: the first 64 KiB of them are enough.
-      read -r logstart agblklog agblocks < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks' img | awk '{print $3}' | xargs)
-      fallocate -p -o $((((logstart >> agblklog) * agblocks + (logstart & ((1 << agblklog) - 1))) * 4096 + 65536)) -l $((5 << 20)) img
-    fi
+    [ "$1" != good-xfs-crashed ] || cut_log 65536
     seed layout "$1" img
   }
   new 8M; mke2fs -q -t ext4 -b 1024 -N 32 -U $uuid -E hash_seed=$uuid,nodiscard -J size=1 img; crashed good-ext4-crashed
@@ -249,9 +252,7 @@ with open('mnt/pieces', 'wb') as file:
 PY
   xfs_io -f -c 'falloc 0 64k' -c 'pwrite -q -S 0 5k 3k' mnt/falloc; mknod mnt/device b 7 1
   umount mnt
-  # Without its log, which the kernel fills.
-  read -r logstart agblklog agblocks logblocks < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks logblocks' img | awk '{print $3}' | xargs)
-  fallocate -p -o $((((logstart >> agblklog) * agblocks + (logstart & ((1 << agblklog) - 1))) * 1024)) -l $((logblocks * 1024)) img
+  cut_log 0
   seed xfs-files good-kernel img
   # As a crash leaves it: what was done last is in its log alone.
   new 64M; mkfs.xfs -q -f -m uuid=$uuid -d agcount=2 --unsupported -l size=6m img; mount -o loop img mnt
@@ -259,8 +260,7 @@ PY
   for i in $(seq 20); do mv "mnt/old/n$i" "mnt/entry-$i"; done; mkdir mnt/new; echo new > mnt/new/file; rm mnt/old/n2?
   ln -s "$(printf 't%.0s' $(seq 500))" mnt/link; xfs_io -c 'truncate 20k' -c 'falloc 100k 30k' mnt/file
   xfs_io -x -c 'shutdown -f' mnt; cp --sparse=always img taken; umount mnt; mv taken img
-  read -r logstart agblklog agblocks < <(xfs_db -r -c 'sb 0' -c 'p logstart agblklog agblocks' img | awk '{print $3}' | xargs)
-  fallocate -p -o $((((logstart >> agblklog) * agblocks + (logstart & ((1 << agblklog) - 1))) * 4096 + 131072)) -l $((5 << 20)) img
+  cut_log 131072
   seed xfs-files good-crashed img
 fi
 

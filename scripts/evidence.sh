@@ -9,7 +9,9 @@ out=docs/evidence.md
 code=(. ':!docs' ':!*.md')
 commit=$(git log -1 --format=%h -- "${code[@]}")
 git diff --quiet HEAD -- "${code[@]}" || commit+=-dirty
-mapfile -t sections < <(grep -l '#\[ignore' tests/*.rs | xargs -n 1 basename -s .rs; printf 'bench\nbench-fix\n')
+# A test may lie in a module of a file of tests, tests/NAME/….rs.
+long=$(grep -rl '#\[ignore' src tests | sed -E 's#^src/.*#lib#; s#^tests/([^/.]+).*#\1#' | sort -u)
+mapfile -t sections < <(printf '%s\n' "$long" bench bench-fix)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -19,6 +21,7 @@ command_of() {
   case $1 in
     bench) echo scripts/bench.sh ;;
     bench-fix) echo scripts/bench.sh fix ;;
+    lib) echo "cargo test --features fault-points --lib -- --ignored --nocapture --test-threads 1" ;;
     *) echo "cargo test --features fault-points --test $1 -- --ignored --nocapture --test-threads 1" ;;
   esac
 }
@@ -40,8 +43,8 @@ record() { # SECTION RESULT
     printf 'Fuzzing has [its own page](fuzzing.md).\n'
     for name in "${sections[@]}"; do
       if [ "$name" != "$1" ]; then
-        section "$name" > "$work/old"
-        [ ! -s "$work/old" ] || { echo; sed -e :a -e '/^\n*$/{$d;N;ba' -e '}' "$work/old"; }
+        old=$(section "$name")
+        [ -z "$old" ] || printf '\n%s\n' "$old"
         continue
       fi
       # shellcheck disable=SC2016

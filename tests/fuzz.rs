@@ -32,6 +32,18 @@ use differential::{READERS, Tally};
 use images::seed;
 use run::{Report, Until, corpus_dir, execute, name_of, run, seeds};
 
+#[test]
+fn a_page_that_is_cut_off_reads_as_zeroes_behind_its_end() {
+    let whole = bodies::input::pack(&[7; 2 * bodies::input::PAGE]);
+    for cut in 1..bodies::input::PAGE {
+        let mut input = whole[..whole.len() - cut].to_vec();
+        let view = bodies::input::View::new(&mut input);
+        let bytes = view.get(bodies::input::PAGE as u64, bodies::input::PAGE);
+        assert_eq!(bytes.iter().filter(|byte| **byte == 7).count(), bodies::input::PAGE - cut);
+        assert_eq!(view.get(2 * bodies::input::PAGE as u64 - 1, 1), [0]);
+    }
+}
+
 /// Writes what was found into the folder of findings and says so; how many there are.
 fn findings(name: &str, report: &Report) -> usize {
     let dir = keep().unwrap_or_else(std::env::temp_dir).join("findings");

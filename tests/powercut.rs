@@ -314,7 +314,7 @@ fn cut_power(guest: &Guest, kind: &Kind, cuts: usize, longest: u64, random: &mut
         kind.name
     );
     assert!(logs > 0, "nothing was under way");
-    // XFS is copied whole while its log is to be replayed.
+    // The cut may leave XFS a log in doubt, with which all is copied.
     assert!(maps == cuts || kind.name == "xfs", "only {maps} of {cuts} were mapped");
 }
 

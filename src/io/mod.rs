@@ -12,7 +12,7 @@ mod residency;
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
-use crate::unit::{Extent, Extents};
+use crate::unit::{Extent, Extents, to_usize};
 
 pub use buffer::AlignedBuf;
 pub use file::{DiskFile, OutFile};
@@ -180,6 +180,15 @@ pub fn read_vec(disk: &(impl ReadAt + ?Sized), offset: u64, len: usize) -> Resul
     let mut bytes = vec![0; len];
     disk.read_at(&mut bytes, offset)?;
     Ok(bytes)
+}
+
+/// Lays over `buf`, which was read at `offset`, what of `bytes`, which belong at `at`, it has room for.
+pub fn lay_over(buf: &mut [u8], offset: u64, bytes: &[u8], at: u64) {
+    let part = Extent::at(offset, buf.len() as u64).intersect(Extent::at(at, bytes.len() as u64));
+    if !part.is_empty() {
+        let of = |start: u64| to_usize(part.start - start)..to_usize(part.end - start);
+        buf[of(offset)].copy_from_slice(&bytes[of(at)]);
+    }
 }
 
 /// Whether every byte is zero; 64 bytes at a time, so that a processor can do it in wide registers.

@@ -78,7 +78,7 @@ fn in_use(subject: &Subject<'_>) -> Option<Verdict> {
 
 /// Programs named of those that wait.
 const NAMED: usize = 5;
-/// File systems on disks that the kernel freezes: those whose `super_operations` have `freeze_fs` (Linux 6.12).
+/// File systems on disks that the kernel freezes: those that have `freeze_fs` or `freeze_super` (`ioctl_fsfreeze` of Linux).
 const FROZEN: [&str; 11] =
     ["bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "gfs2", "jfs", "nilfs2", "reiserfs", "xfs"];
 

@@ -13,6 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::apply::{Setup, folder_error};
 use super::inspect::Guest;
 use super::plan::Plan;
@@ -54,10 +56,8 @@ pub fn carry_out(
         initramfs: file("initramfs", &initramfs)?,
         arguments: machine::arguments(guest.arch),
     };
-    // A socket's path has 107 bytes at most, and haul's own folder may lie deep.
-    let socket = std::env::temp_dir().join(format!("haul-fix-{}.sock", std::process::id()));
-    // A run that was killed may have left it.
-    let _ = fs::remove_file(&socket);
+    // A socket's path has 107 bytes at most, and haul's own folder may lie deep. No other job's machine may find this one's.
+    let socket = std::env::temp_dir().join(format!("haul-fix-{}.sock", Uuid::new_v4()));
     let server = Server::writable(Arc::clone(shown) as _, Arc::clone(shown) as _, &socket)?;
     let machine = Machine {
         arch: Arch::of_guest(guest.arch),

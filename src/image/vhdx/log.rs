@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::header::Header;
 use super::{Guid, bad_field, checksum, field, u32_at, u64_at};
 use crate::error::{Error, Kind, Result};
-use crate::io::{ReadAt, check_range, read_vec};
+use crate::io::{ReadAt, check_range, lay_over, read_vec};
 use crate::unit::{Extent, ExtentMap, Extents, MIB, to_usize};
 
 /// Bytes of a sector of the log, and of what a descriptor changes.
@@ -242,14 +242,12 @@ impl<F> Replayed<F> {
     /// Lays what the log changed in `changed` over `buf`, which was read from `offset`.
     fn lay_over(&self, buf: &mut [u8], offset: u64) {
         let asked = Extent::at(offset, buf.len() as u64);
-        let place = |part: Extent| to_usize(part.start - offset)..to_usize(part.end - offset);
         for part in self.zeroed.within(asked) {
-            buf[place(part)].fill(0);
+            buf[to_usize(part.start - offset)..to_usize(part.end - offset)].fill(0);
         }
         let first = asked.start / SECTOR as u64 * SECTOR as u64;
         for (at, sector) in self.sectors.range(first..asked.end) {
-            let part = Extent::at(*at, SECTOR as u64).intersect(asked);
-            buf[place(part)].copy_from_slice(&sector[to_usize(part.start - at)..to_usize(part.end - at)]);
+            lay_over(buf, offset, &sector[..], *at);
         }
     }
 }

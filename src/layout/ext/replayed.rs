@@ -4,7 +4,7 @@ use super::groups::{Fs, Overlay};
 use super::superblock::{LEN, OFFSET, feature};
 use super::{Step, Superblock, journal, require};
 use crate::error::{Error, Kind, Result};
-use crate::io::ReadAt;
+use crate::io::{ReadAt, lay_over};
 use crate::layout::Stop;
 use crate::layout::field::{crc32c_raw, le32};
 use crate::unit::{Extent, ExtentMap, to_usize};
@@ -60,16 +60,6 @@ impl<D: ReadAt> Replayed<D> {
     }
 }
 
-/// Puts into `buf`, which was read at `offset`, what of `bytes`, which belong at `at`, it has.
-fn put(buf: &mut [u8], offset: u64, bytes: &[u8], at: u64) {
-    let read = Extent::at(offset, buf.len() as u64);
-    let both = read.intersect(Extent::at(at, bytes.len() as u64));
-    if !both.is_empty() {
-        let from = &bytes[to_usize(both.start - at)..to_usize(both.end - at)];
-        buf[to_usize(both.start - offset)..to_usize(both.end - offset)].copy_from_slice(from);
-    }
-}
-
 impl<D: ReadAt> ReadAt for Replayed<D> {
     fn size(&self) -> u64 {
         self.fs.disk.size()
@@ -82,9 +72,9 @@ impl<D: ReadAt> ReadAt for Replayed<D> {
         let mut copy = vec![0; to_usize(size)];
         for (block, logged) in self.overlay.range(blocks) {
             self.fs.copy(*logged, &mut copy)?;
-            put(buf, offset, &copy, block * size);
+            lay_over(buf, offset, &copy, block * size);
         }
-        put(buf, offset, &self.superblock, OFFSET as u64);
+        lay_over(buf, offset, &self.superblock, OFFSET as u64);
         Ok(())
     }
 

@@ -36,7 +36,7 @@ impl<D: ReadAt> XfsMap<D> {
         sb.check(disk.size())?;
         require(sb.ag_count <= max_groups, || format!("it has {} allocation groups", sb.ag_count))?;
         let (disk, sb) = Replayed::open(disk, &sb)?;
-        let fs = Fs { disk, sb };
+        let fs = Fs { disk: disk.for_free_space(), sb };
         Ok(XfsMap {
             sound: (0..fs.sb.ag_count).map(|_| AtomicBool::new(false)).collect(),
             used: fs.used_blocks()? * fs.sb.block_size,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::log::{self, BB, Buffer, Inode, MAX_BUFFER, TREE};
 use super::{Step, Superblock, checksum, intact, require};
 use crate::error::Result;
-use crate::io::{ReadAt, read_vec};
+use crate::io::{ReadAt, lay_over, read_vec};
 use crate::layout::field::{be16, be64, bytes, has, le64};
 use crate::unit::{Extent, ExtentMap, to_usize};
 
@@ -74,6 +74,13 @@ impl<D: ReadAt> Replayed<D> {
         Ok((replayed, after))
     }
 
+    /// Keeps nothing of what is changed but what tells of free space, for as long as a map lives.
+    pub fn for_free_space(mut self) -> Self {
+        self.inodes.clear();
+        self.buffers.retain(|_, bytes| has(bytes, 0, b"XAGF") || has(bytes, 0, b"AB3B"));
+        self
+    }
+
     /// Whether a replay changes nothing.
     pub fn is_clean(&self) -> bool {
         self.touched.is_empty()
@@ -115,6 +122,14 @@ fn own(structure: &[u8]) -> Option<&'static Own> {
     KINDS.iter().find(|(at, magics, _)| is(*at, magics)).map(|(.., own)| own)
 }
 
+/// When `structure` was written last, by what it says at `at`; what was never logged says that all bits are set.
+fn written(structure: &[u8], at: usize) -> u64 {
+    match be64(structure, at) {
+        u64::MAX => 0,
+        lsn => lsn,
+    }
+}
+
 /// Puts the checksum of `structure` at `at`.
 fn seal(structure: &mut [u8], at: usize) {
     let sum = checksum(structure, at);
@@ -131,7 +146,7 @@ fn change(bytes: &mut [u8], buffer: &Buffer, sb: &Superblock) -> Step<bool> {
     let known = own(bytes).filter(|own| sb.checksums() && self::bytes::<16>(bytes, own.uuid) == uuid);
     let sound = known.is_none_or(|own| intact(bytes, own.sum));
     require(sound, || "its log changes a block whose checksum does not match".into())?;
-    let written = known.map(|own| be64(bytes, own.lsn)).filter(|lsn| *lsn != u64::MAX).unwrap_or(0);
+    let written = known.map_or(0, |own| written(bytes, own.lsn));
     let mut changed = false;
     for (number, (lsn, chunk)) in &buffer.chunks {
         let at = to_usize(*number) * chunk.len();
@@ -195,7 +210,7 @@ fn change_inode(bytes: &mut [u8], inode: &Inode) -> Step<bool> {
         // It was made as one of many, which are logged by their number alone.
         bytes.fill(0);
     }
-    let written = Some(be64(bytes, INODE_LSN)).filter(|lsn| *lsn != u64::MAX).unwrap_or(0);
+    let written = written(bytes, INODE_LSN);
     let mut changed = false;
     if inode.core.lsn >= written {
         let mut core = core.clone();
@@ -253,15 +268,9 @@ impl<D: ReadAt> ReadAt for Replayed<D> {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.disk.read_at(buf, offset)?;
-        let read = Extent::at(offset, buf.len() as u64);
-        for changed in [&self.buffers, &self.inodes] {
-            for (at, bytes) in changed.range(offset.saturating_sub(MAX_BUFFER * BB)..read.end) {
-                let both = read.intersect(Extent::at(*at, bytes.len() as u64));
-                if !both.is_empty() {
-                    let from = &bytes[to_usize(both.start - at)..to_usize(both.end - at)];
-                    buf[to_usize(both.start - offset)..to_usize(both.end - offset)].copy_from_slice(from);
-                }
-            }
+        let near = offset.saturating_sub(MAX_BUFFER * BB)..offset + buf.len() as u64;
+        for (at, bytes) in self.buffers.range(near.clone()).chain(self.inodes.range(near)) {
+            lay_over(buf, offset, bytes, *at);
         }
         Ok(())
     }
