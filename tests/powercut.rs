@@ -22,10 +22,11 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use haul::host::child::Guarded;
 use haul::layout::Usage;
 use haul::unit::MIB;
 use images::{Random, seed};
@@ -128,9 +129,9 @@ impl Guest {
     }
 }
 
-/// QEMU; killed when dropped.
+/// QEMU; it ends with this test.
 struct Machine {
-    qemu: Child,
+    qemu: Guarded,
     /// The lines of its console; ends when QEMU does.
     console: Receiver<String>,
     heard: Vec<String>,
@@ -141,16 +142,16 @@ impl Machine {
         let (disk, format) = disk;
         let drive = format!("file={},format={format},if=none,id=disk,cache=writeback", text(disk));
         let line = format!("console=ttyS0 quiet loglevel=1 panic=-1 fs={fs} seed={seed}");
-        let mut qemu = Command::new("qemu-system-x86_64")
+        let mut command = Command::new("qemu-system-x86_64");
+        command
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
             .args(["-kernel", text(kernel), "-initrd", text(initramfs), "-append", &line])
             .args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("this test needs qemu-system-x86_64");
-        let lines = BufReader::new(qemu.stdout.take().unwrap()).split(b'\n');
+            .stdout(Stdio::piped());
+        let mut qemu = Guarded::spawn(&mut command).expect("this test needs qemu-system-x86_64");
+        let lines = BufReader::new(qemu.child().stdout.take().unwrap()).split(b'\n');
         let (sender, console) = channel();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
@@ -179,19 +180,11 @@ impl Machine {
             };
             last = self.note(line).unwrap_or(last);
         }
-        self.qemu.kill().unwrap();
-        self.qemu.wait().unwrap();
+        self.qemu.kill();
         while let Ok(line) = self.console.recv() {
             last = self.note(line).unwrap_or(last);
         }
         last
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
     }
 }
 

@@ -6,6 +6,8 @@
 mod images;
 #[path = "support/qcow2_rs.rs"]
 mod qcow2_rs;
+#[path = "support/reads.rs"]
+mod reads;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,59 +16,15 @@ use haul::error::Kind;
 use haul::image::{self, Format, Gate, Image, compare};
 use haul::io::fake::{FaultyDisk, MemoryDisk};
 use haul::io::{DataOf, DiskFile, ReadAt, is_zero};
+use haul::unit::Extent;
 use haul::unit::extents::collect;
-use haul::unit::{Extent, ExtentMap};
 use images::{Bench, Random, arg, as_qemu_reads, run};
+use reads::assert_reads;
 
 const MIB: usize = 1 << 20;
 
 fn open(path: &Path) -> Image {
     image::open(path, None, &Gate::closed()).unwrap()
-}
-
-/// The image's disk reads as `expected`: in one sweep of pieces of several sizes, at random places from several
-/// threads at once, and with nothing but zeroes outside what it calls data. Returns what it calls data.
-fn assert_reads(disk: &dyn ReadAt, expected: &[u8]) -> ExtentMap {
-    let size = expected.len() as u64;
-    assert_eq!(disk.size(), size);
-    let read = |at: u64, len: usize| {
-        let mut buf = vec![0xa5; len];
-        disk.read_at(&mut buf, at).unwrap_or_else(|e| panic!("{len} bytes at {at}: {e:?}"));
-        let from = usize::try_from(at).unwrap();
-        assert!(buf == expected[from..from + len], "{len} bytes at {at} differ");
-    };
-    for step in [65_536, 3 * MIB + 12_345] {
-        (0..expected.len()).step_by(step).for_each(|at| read(at as u64, step.min(expected.len() - at)));
-    }
-    std::thread::scope(|scope| {
-        for thread in 0..3 {
-            let mut random = Random(thread);
-            scope.spawn(move || {
-                for _ in 0..if size == 0 { 0 } else { 150 } {
-                    let at = random.below(size);
-                    let longest = [700, 70_000, 700_000][usize::try_from(random.below(3)).unwrap()];
-                    let len = random.below(longest);
-                    read(at, usize::try_from(len.min(size - at)).unwrap());
-                }
-            });
-        }
-    });
-    assert!(disk.read_at(&mut [0], size).is_err());
-
-    let data = collect(&DataOf(disk), Extent::new(0, u64::MAX)).unwrap();
-    let mut last = 0;
-    for run in data.iter().chain([Extent::new(size, size)]) {
-        assert!(run.end <= size);
-        let hole = &expected[usize::try_from(last).unwrap()..usize::try_from(run.start).unwrap()];
-        assert!(is_zero(hole), "{last}..{} holds data and is not reported", run.start);
-        last = run.end;
-    }
-    // A question from inside a run gives the rest of it.
-    for run in data.iter().take(20) {
-        let middle = run.start + run.len() / 2;
-        assert_eq!(disk.next_data(middle).unwrap().unwrap().start, middle);
-    }
-    data
 }
 
 /// Bytes of the `cluster`-sized pieces of `bytes` that are not all zero.

@@ -11,6 +11,8 @@
 mod support;
 #[path = "support/images.rs"]
 mod images;
+#[path = "support/lay_out.rs"]
+mod lay_out;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,56 +23,22 @@ use haul::error::{Kind, Result};
 use haul::image::Compress;
 use haul::image::qcow2::round::{Round, live_bytes};
 use haul::image::qcow2::writer::Writer;
-use haul::io::batch::{Encoder, Geometry, Piece, RawBatch};
-use haul::io::{AlignedBuf, DiskFile, ReadAt};
-use haul::unit::{Extent, ExtentMap};
+use haul::io::batch::{Encoder, Geometry, Piece};
+use haul::io::fake::MemoryDisk;
+use haul::io::{DiskFile, ReadAt};
+use haul::unit::{Extent, ExtentMap, to_usize};
 use images::{Random, contents, seed};
+use lay_out::{lay_out, place};
 use support::{run, text};
 
 const CLUSTER: u64 = 1 << 16;
 const ALL: [Compress; 3] = [Compress::None, Compress::Zlib, Compress::Zstd];
 
 /// Puts what `set` names of `disk` through `encoder` into `file`; returns the front, not yet written.
-fn lay_out(encoder: &mut dyn Encoder, disk: &[u8], set: &ExtentMap, file: &File) -> Vec<u8> {
-    let geometry = Geometry::of(disk.len() as u64);
-    let mut packer = encoder.packer().unwrap();
-    let mut position = encoder.position();
-    let mut place = |pieces: Vec<Piece>, data: &[u8]| {
-        for piece in pieces {
-            let bytes = match &piece {
-                Piece::Meta(bytes) => &bytes[..],
-                Piece::Data(range) => &data[range.clone()],
-                Piece::Zeros(count) => {
-                    position += count;
-                    continue;
-                }
-                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
-            };
-            file.write_all_at(bytes, position).unwrap();
-            position += bytes.len() as u64;
-        }
-        position
-    };
-    let mut start = 0;
-    while start < geometry.size {
-        let extent = geometry.batch_at(start);
-        let mut buf = AlignedBuf::new(usize::try_from(geometry.batch()).unwrap());
-        for run in set.within(extent) {
-            let range = |base: u64| {
-                usize::try_from(run.start - base).unwrap()..usize::try_from(run.end - base).unwrap()
-            };
-            buf[range(extent.start)].copy_from_slice(&disk[range(0)]);
-        }
-        let batch = packer.pack(RawBatch::new(extent, buf).hash(&geometry)).unwrap();
-        if !batch.cells.is_empty() {
-            let pieces = encoder.put(extent, &batch.cells).unwrap();
-            assert_eq!(place(pieces, &batch.buf), encoder.position());
-        }
-        start = extent.end;
-    }
-    let (pieces, front) = encoder.finish().unwrap();
-    let end = place(pieces, &[]);
-    file.set_len(end).unwrap();
+fn fill(encoder: &mut dyn Encoder, disk: &[u8], set: &ExtentMap, file: &File) -> Vec<u8> {
+    let disk = MemoryDisk::holding(disk);
+    let (front, length) = lay_out(encoder, &disk, set, |bytes, at| file.write_all_at(bytes, at).unwrap());
+    file.set_len(length).unwrap();
     front
 }
 
@@ -81,7 +49,7 @@ fn whole(disk: &[u8]) -> ExtentMap {
 fn create(path: &Path, disk: &[u8], compress: Compress) {
     let file = File::create(path).unwrap();
     let mut writer = Writer::new(disk.len() as u64, compress).unwrap();
-    let front = lay_out(&mut writer, disk, &whole(disk), &file);
+    let front = fill(&mut writer, disk, &whole(disk), &file);
     file.write_all_at(&front, 0).unwrap();
 }
 
@@ -131,7 +99,7 @@ fn rounds_leave_a_sound_image_of_the_changed_disk() {
             let changed = change(&mut disk, &mut random, count);
             let mut round = round(&image, compress, changed.clone()).unwrap();
             let file = File::options().read(true).write(true).open(&image).unwrap();
-            let front = lay_out(&mut round, &disk, &changed, &file);
+            let front = fill(&mut round, &disk, &changed, &file);
             file.write_all_at(&front, 0).unwrap();
             assert_holds(&image, &raw, &disk);
             let live = live_bytes(&DiskFile::open(&image).unwrap()).unwrap();
@@ -153,7 +121,7 @@ fn until_its_header_is_written_a_round_changes_nothing_and_the_old_header_undoes
         let changed = change(&mut disk, &mut random, 20);
         let mut round = round(&image, compress, changed.clone()).unwrap();
         let file = File::options().read(true).write(true).open(&image).unwrap();
-        let front = lay_out(&mut round, &disk, &changed, &file);
+        let front = fill(&mut round, &disk, &changed, &file);
         run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", text(raw_of(&raw, &before)), text(&image)]);
         file.write_all_at(&front, 0).unwrap();
         assert_holds(&image, &raw, &disk);
@@ -199,21 +167,11 @@ fn the_tables_of_a_large_disk_grow_with_its_rounds() {
             compressed: false,
         };
         let mut position = round.position();
-        let mut place = |pieces: Vec<Piece>| {
-            for piece in pieces {
-                let bytes = match piece {
-                    Piece::Meta(bytes) => bytes,
-                    Piece::Data(range) => vec![u8::try_from(step + 1).unwrap(); range.len()],
-                    Piece::Zeros(count) => vec![0; usize::try_from(count).unwrap()],
-                    Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
-                };
-                file.write_all_at(&bytes, position).unwrap();
-                position += bytes.len() as u64;
-            }
-        };
-        place(round.put(extent, &[cell]).unwrap());
+        let data = vec![u8::try_from(step + 1).unwrap(); to_usize(extent.len())];
+        let mut write = |bytes: &[u8], at| file.write_all_at(bytes, at).unwrap();
+        place(round.put(extent, &[cell]).unwrap(), &data, &mut position, &mut write);
         let (pieces, front) = round.finish().unwrap();
-        place(pieces);
+        place(pieces, &[], &mut position, &mut write);
         file.write_all_at(&front, 0).unwrap();
     }
     run("qemu-img", &["check", "-f", "qcow2", text(&image)]);

@@ -4,6 +4,8 @@
 
 #[path = "support/images.rs"]
 mod images;
+#[path = "support/lay_out.rs"]
+mod lay_out;
 #[path = "support/reads.rs"]
 mod reads;
 
@@ -19,9 +21,11 @@ use haul::image::vhd::writer::{BLOCK, Dynamic, Fixed};
 use haul::image::vhd::{MAX_SIZE, Reader, Subformat, inspect, probe};
 use haul::io::batch::{Cell, Encoder, Geometry, Piece, RawBatch};
 use haul::io::fake::MemoryDisk;
-use haul::io::{AlignedBuf, DiskFile, ReadAt, WriteAt, is_zero};
+use haul::io::{AlignedBuf, DataOf, DiskFile, ReadAt, WriteAt, is_zero};
+use haul::unit::extents::collect;
 use haul::unit::{Extent, MIB};
 use images::{Bench, Random, arg, run};
+use lay_out::lay_out;
 use reads::{VhdiMount, as_qemu_reads, assert_reads, differing, file, padded};
 
 const M: usize = 1 << 20;
@@ -87,37 +91,9 @@ fn an_image_written_in_pieces_reads_as_qemu_and_libvhdi_read_it() {
 /// Lays the disk `source` out as the image file `path`, as a job does.
 fn write(source: &dyn ReadAt, mut encoder: impl Encoder, path: &Path) {
     let out = File::create(path).unwrap();
-    let geometry = Geometry::of(source.size());
-    let mut packer = encoder.packer().unwrap();
-    let mut position = encoder.front_len();
-    let mut place = |pieces: Vec<Piece>, data: &[u8]| {
-        for piece in pieces {
-            let bytes = match &piece {
-                Piece::Meta(bytes) => &bytes[..],
-                Piece::Data(range) => &data[range.clone()],
-                Piece::Zeros(count) => {
-                    position += count;
-                    continue;
-                }
-                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
-            };
-            out.write_all_at(bytes, position).unwrap();
-            position += bytes.len() as u64;
-        }
-        position
-    };
-    let mut at = 0;
-    while let Some(data) = source.next_data(at).unwrap() {
-        let extent = geometry.batch_at(data.start);
-        let mut buf = AlignedBuf::new(usize::try_from(geometry.batch()).unwrap());
-        source.read_at(&mut buf[..usize::try_from(extent.len()).unwrap()], extent.start).unwrap();
-        let batch = packer.pack(RawBatch::new(extent, buf).hash(&geometry)).unwrap();
-        let pieces = encoder.put(batch.extent, &batch.cells).unwrap();
-        assert_eq!(place(pieces, &batch.buf), encoder.position());
-        at = extent.end;
-    }
-    let (pieces, front) = encoder.finish().unwrap();
-    let length = place(pieces, &[]);
+    let set = collect(&DataOf(source), Extent::new(0, u64::MAX)).unwrap();
+    let (front, length) =
+        lay_out(&mut encoder, source, &set, |bytes, at| out.write_all_at(bytes, at).unwrap());
     assert_eq!((front.len() as u64, length), (encoder.front_len(), encoder.position()));
     out.write_all_at(&front, 0).unwrap();
     out.set_len(length).unwrap();

@@ -4,6 +4,10 @@
 
 #[path = "support/images.rs"]
 mod images;
+#[path = "support/lay_out.rs"]
+mod lay_out;
+#[path = "support/reads.rs"]
+mod reads;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -14,19 +18,17 @@ use haul::error::{Error, Kind, Result};
 use haul::image::vmdk::writer::{Sparse, StreamOptimized};
 use haul::image::vmdk::{self, Metadata, Reader};
 use haul::image::{Gate, compare};
-use haul::io::batch::{Encoder, Geometry, Piece, RawBatch};
+use haul::io::batch::{Encoder, Geometry, RawBatch};
 use haul::io::fake::{FaultyDisk, MemoryDisk};
 use haul::io::{AlignedBuf, DataOf, DiskFile, ReadAt, WriteAt, is_zero};
 use haul::unit::extents::collect;
 use haul::unit::{Extent, to_usize};
 use images::{Bench, Random, arg, as_qemu_reads, run};
+use lay_out::place;
+use reads::{assert_reads, file};
 
 const MIB: usize = 1 << 20;
 const GIB: u64 = 1 << 30;
-
-fn file(path: &Path) -> Arc<dyn ReadAt> {
-    Arc::new(DiskFile::open(path).unwrap())
-}
 
 fn open(path: &Path) -> Reader {
     vmdk::open(file(path), &mut Gate::closed()).unwrap()
@@ -71,42 +73,6 @@ fn same(a: &dyn ReadAt, b: &dyn ReadAt) {
     assert!(judged.same() && judged.sizes.0 == judged.sizes.1, "{judged:?}");
 }
 
-/// The disk reads as `expected` in pieces of several sizes, at random places from several threads, and with nothing
-/// but zeroes outside what it calls data. Returns how many bytes it calls data.
-fn assert_reads(disk: &dyn ReadAt, expected: &[u8]) -> u64 {
-    let size = expected.len() as u64;
-    assert_eq!(disk.size(), size);
-    let read = |at: u64, len: usize| {
-        let mut buf = vec![0xa5; len];
-        disk.read_at(&mut buf, at).unwrap_or_else(|e| panic!("{len} bytes at {at}: {e:?}"));
-        assert!(buf == expected[to_usize(at)..to_usize(at) + len], "{len} bytes at {at} differ");
-    };
-    for step in [65_536, 3 * MIB + 12_345] {
-        (0..expected.len()).step_by(step).for_each(|at| read(at as u64, step.min(expected.len() - at)));
-    }
-    std::thread::scope(|scope| {
-        for thread in 0..3 {
-            let mut random = Random(thread);
-            scope.spawn(move || {
-                for _ in 0..100 {
-                    let at = random.below(size);
-                    let longest = [700, 70_000, 700_000][to_usize(random.below(3))];
-                    read(at, to_usize(random.below(longest).min(size - at)));
-                }
-            });
-        }
-    });
-    assert!(disk.read_at(&mut [0], size).is_err());
-    let data = collect(&DataOf(disk), Extent::new(0, u64::MAX)).unwrap();
-    let mut last = 0;
-    for run in data.iter().chain([Extent::new(size, size)]) {
-        assert!(run.end <= size);
-        assert!(is_zero(&expected[to_usize(last)..to_usize(run.start)]), "{last}..{} holds data", run.start);
-        last = run.end;
-    }
-    data.bytes()
-}
-
 /// Bytes of the grains of `bytes` that are not all zero.
 fn live(bytes: &[u8]) -> u64 {
     bytes.chunks(65_536).filter(|grain| !is_zero(grain)).map(|grain| grain.len() as u64).sum()
@@ -129,7 +95,7 @@ fn every_kind_of_image_qemu_writes_reads_as_its_source() {
         let (path, extents) = convert(&bench.raw, "a", options);
         assert!(vmdk::probe(&*file(&path)).unwrap());
         let disk = vmdk::open(file(&path), &mut gate(&extents)).unwrap();
-        let data = assert_reads(&disk, &bench.bytes);
+        let data = assert_reads(&disk, &bench.bytes).bytes();
         if grains {
             assert!(data <= live(&bench.bytes), "{data} bytes called data");
         }
@@ -210,7 +176,7 @@ fn the_flat_disks_of_esx_are_read_and_zero_extents_are_holes() {
     fs::copy(&flat, &b).unwrap();
     let disk = vmdk::open(file(&path), &mut gate(&[b, flat])).unwrap();
     let expected = [&bench.bytes[MIB..], &vec![0; 2 * MIB], &bench.bytes[..MIB]].concat();
-    let data = assert_reads(&disk, &expected);
+    let data = assert_reads(&disk, &expected).bytes();
     assert!(data <= 3 * MIB as u64, "{data}");
 }
 
@@ -292,7 +258,7 @@ fn zeroed_grains_read_as_zeroes() {
         "write -P 2 5M 1k",
     ];
     run("qemu-io", &[&["-f", "vmdk"], &commands[..], &[arg(&path)]].concat());
-    let data = assert_reads(&open(&path), &as_qemu_reads(&path));
+    let data = assert_reads(&open(&path), &as_qemu_reads(&path)).bytes();
     assert_eq!(data, (16 - 2 + 1) * 65_536);
     // Without the flag an entry of 1 is a grain over the descriptor.
     let mut bytes = fs::read(&path).unwrap();
@@ -407,27 +373,14 @@ fn every_bad_part_of_a_stream_is_named_with_its_offset() {
 /// Makes an encoder for a disk of so many bytes.
 type Make = fn(u64) -> Result<Box<dyn Encoder>>;
 
-/// Lays `disk` out as the pipeline and a sink do, and hands each piece of the image to `place` with its offset; the
+/// Lays `disk` out as the pipeline and a sink do, and hands each piece of the image to `write` with its offset; the
 /// front comes last. A second encoder, given nothing but the cells, must stand at the same places.
-fn write(disk: &dyn ReadAt, make: Make, mut place: impl FnMut(&[u8], u64)) -> u64 {
+fn write(disk: &dyn ReadAt, make: Make, mut write: impl FnMut(&[u8], u64)) -> u64 {
     let geometry = Geometry::of(disk.size());
     let (mut encoder, mut replayed) = (make(disk.size()).unwrap(), make(disk.size()).unwrap());
     assert!(encoder.cells_matter());
     let mut packer = encoder.packer().unwrap();
     let mut position = encoder.front_len();
-    let mut lay = |pieces: Vec<Piece>, data: &[u8]| {
-        for piece in pieces {
-            let bytes = match &piece {
-                Piece::Meta(bytes) => bytes,
-                Piece::Data(range) => &data[range.clone()],
-                Piece::Zeros(count) => &vec![0; to_usize(*count)],
-                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
-            };
-            place(bytes, position);
-            position += bytes.len() as u64;
-        }
-        position
-    };
     let mut from = 0;
     while let Some(data) = disk.next_data(from).unwrap() {
         let extent = geometry.batch_at(data.start);
@@ -435,7 +388,8 @@ fn write(disk: &dyn ReadAt, make: Make, mut place: impl FnMut(&[u8], u64)) -> u6
         disk.read_at(&mut buf[..to_usize(extent.len())], extent.start).unwrap();
         let batch = packer.pack(RawBatch::new(extent, buf).hash(&geometry)).unwrap();
         let pieces = encoder.put(batch.extent, &batch.cells).unwrap();
-        assert_eq!(lay(pieces, &batch.buf), encoder.position());
+        place(pieces, &batch.buf, &mut position, &mut write);
+        assert_eq!(position, encoder.position());
         assert!(batch.buf.len() as u64 >= geometry.batch(), "the buffer is too small to read into");
         replayed.put(batch.extent, &batch.cells).unwrap();
         assert_eq!(replayed.position(), encoder.position());
@@ -444,11 +398,11 @@ fn write(disk: &dyn ReadAt, make: Make, mut place: impl FnMut(&[u8], u64)) -> u6
     let finished = encoder.finish().unwrap();
     assert_eq!(replayed.finish().unwrap(), finished);
     let (pieces, front) = finished;
-    let length = lay(pieces, &[]);
-    assert_eq!(length, encoder.position());
+    place(pieces, &[], &mut position, &mut write);
+    assert_eq!(position, encoder.position());
     assert_eq!(front.len() as u64, encoder.front_len());
-    place(&front, 0);
-    length
+    write(&front, 0);
+    position
 }
 
 /// The disk `raw` as an image at `path`.

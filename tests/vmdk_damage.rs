@@ -10,6 +10,8 @@ mod bodies;
 mod bounds;
 #[path = "support/images.rs"]
 mod images;
+#[path = "support/lay_out.rs"]
+mod lay_out;
 
 use std::sync::Arc;
 
@@ -18,10 +20,11 @@ use bounds::Bounds;
 use haul::image::vmdk::Reader;
 use haul::image::vmdk::header::{Header, MAX_TABLES, flag};
 use haul::image::vmdk::writer::StreamOptimized;
-use haul::io::batch::{Encoder, Geometry, Piece, RawBatch};
 use haul::io::fake::MemoryDisk;
-use haul::io::{AlignedBuf, ReadAt, WriteAt, is_zero};
+use haul::io::{ReadAt, WriteAt, is_zero};
+use haul::unit::{Extent, to_usize};
 use images::{Random, arg, run, seed};
+use lay_out::lay_out;
 
 /// The most bytes haul may hold at once beyond those of the files: one cache of tables, one of grains, a window of
 /// compressed bytes and a grain for each.
@@ -53,31 +56,13 @@ fn disk() -> MemoryDisk {
 
 /// A stream as haul writes it.
 fn stream(disk: &MemoryDisk) -> Vec<u8> {
-    let geometry = Geometry::of(SIZE);
     let mut writer = StreamOptimized::new(SIZE, "disk.vmdk").unwrap();
-    let mut packer = writer.packer().unwrap();
-    let mut image = vec![0; usize::try_from(writer.front_len()).unwrap()];
-    let mut lay = |pieces: Vec<Piece>, data: &[u8]| {
-        for piece in pieces {
-            match piece {
-                Piece::Meta(bytes) => image.extend(bytes),
-                Piece::Data(range) => image.extend(&data[range]),
-                Piece::Zeros(count) => image.resize(image.len() + usize::try_from(count).unwrap(), 0),
-                Piece::Kept(_) => unreachable!("only a round in place keeps anything"),
-            }
-        }
-    };
-    let mut start = 0;
-    while start < SIZE {
-        let extent = geometry.batch_at(start);
-        let mut buf = AlignedBuf::new(usize::try_from(geometry.batch()).unwrap());
-        disk.read_at(&mut buf[..usize::try_from(extent.len()).unwrap()], start).unwrap();
-        let batch = packer.pack(RawBatch::new(extent, buf).hash(&geometry)).unwrap();
-        lay(writer.put(extent, &batch.cells).unwrap(), &batch.buf);
-        start = extent.end;
-    }
-    let (pieces, front) = writer.finish().unwrap();
-    lay(pieces, &[]);
+    let mut image = Vec::new();
+    let whole = [Extent::new(0, SIZE)].into_iter().collect();
+    let (front, _) = lay_out(&mut writer, disk, &whole, |bytes, at| {
+        image.resize(to_usize(at), 0);
+        image.extend(bytes);
+    });
     image[..front.len()].copy_from_slice(&front);
     image
 }

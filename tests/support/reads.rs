@@ -1,5 +1,7 @@
 //! A disk held against the bytes it must read as.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::path::Path;
 use std::sync::Arc;
 
