@@ -686,6 +686,24 @@ fn plan_prints_the_diff_with_reasons_and_exits_with_3_when_it_is_no_use() {
 }
 
 #[test]
+fn plan_looks_at_the_data_disks_that_are_named() {
+    let fstab = "/dev/sda1 / ext4 defaults 0 1\n/dev/sdb1 /srv ext4 defaults 0 2\n";
+    let disk = Server::ready().file("/etc/fstab", fstab).disk();
+    let data = bare("label: gpt\\nstart=2048, size=61440\\n");
+    let uuid = "da7ada7a-0000-4000-8000-000000000000";
+    run("mkfs.ext4", &["-qF", "-U", uuid, "-E", "offset=1048576", text(&data.image), "30720k"]);
+    let (image, named) = (text(&disk.image), format!("/dev/sdb={}", text(&data.image)));
+    let printed = stdout(&haul(&["plan", "--data-disk", &named, image]));
+    assert!(printed.contains(&format!("+UUID={uuid} /srv ext4 defaults 0 2")), "{printed}");
+    let printed = stdout(&haul(&["plan", image]));
+    assert!(printed.contains("+/dev/sdb1 /srv ext4 defaults,nofail 0 2"), "{printed}");
+    // Without its name, nobody knows which of the server's disks an image is.
+    let out = haul(&["plan", "--data-disk", text(&data.image), image]);
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(2) && error.contains(&format!(" {named}\n")), "{error}");
+}
+
+#[test]
 fn inspect_tells_the_system_and_that_there_is_none_is_no_error() {
     let disk = Server::ready().initramfs(&["ahci"]).disk();
     let printed = stdout(&haul(&["inspect", text(&disk.image)]));

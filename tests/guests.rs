@@ -48,6 +48,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
 use phony::{VIRTIO, initramfs};
+use support::text;
 
 fn run(program: &str, args: &[&str]) -> String {
     let done = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
@@ -1598,6 +1599,44 @@ fn a_debian_in_a_subvolume_of_btrfs_boots_by_uefi_too() {
 #[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
 fn a_debian_by_uefi_boots_by_bios_too() {
     boots_by(&["pt=gpt", "firmware=uefi", "rootref=uuid"], BootMode::Bios, "grub-pc-bin");
+}
+
+/// What is mounted by the name that the second disk has at home is mounted on virtio, where the start waits for it.
+#[test]
+#[ignore = "long: boots a guest under TCG for minutes; scripts/test.sh --long"]
+fn a_debian_with_a_data_disk_mounted_by_its_name_finds_it_on_virtio() {
+    let (disk, _) = debian_disk(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let [source, data, copy] = ["source.raw", "data.raw", "copy.qcow2"].map(|name| dir.path().join(name));
+    run("cp", &["--sparse=always", text(&disk), text(&source)]);
+    support::empty_image(&data, 64 << 20);
+    run("sh", &["-c", &format!("printf 'label: dos\\nstart=2048\\n' | sfdisk -q {}", text(&data))]);
+    run("mkfs.ext4", &["-qF", "-E", "offset=1048576", text(&data), "60m"]);
+    let guest = guest::inspect(opened(&source)).unwrap();
+    let root = guest.filesystems.iter().find(|fs| fs.point.as_deref() == Some("/")).unwrap().extent.start;
+    let mounted = support::LoopMount::new(&source, &format!("offset={root}"));
+    fs::create_dir(mounted.path().join("srv/data")).unwrap();
+    let fstab = mounted.path().join("etc/fstab");
+    // A machine's second disk can be read only here.
+    let line = "/dev/sdb1 /srv/data ext4 ro 0 0\n";
+    fs::write(&fstab, fs::read_to_string(&fstab).unwrap() + line).unwrap();
+    drop(mounted);
+
+    let haul = env!("CARGO_BIN_EXE_haul");
+    run(haul, &["convert", text(&source), text(&copy)]);
+    let said = run(haul, &["fix", "--data-disk", &format!("/dev/sdb={}", text(&data)), text(&copy)]);
+    assert!(said.contains(" /srv/data ext4 ro 0 0") && said.contains("[fstab.data-disk]"), "{said}");
+    let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
+    lock.lock().unwrap();
+    let (accelerator, config_drive) = (Accelerator::Tcg, Some(data));
+    let machine = Machine { accelerator, config_drive, ..Machine::new(&copy, Format::Qcow2) };
+    let (expect, time) = (Expect::Marker("HAUL-BEACON up".into()), Duration::from_secs(400));
+    let log = dir.path().join("console.log");
+    let outcome =
+        haul::boot::run(&Programs::default(), &machine, expect, time, &log, &Tally::default()).unwrap();
+    println!("figure: with a data disk it boots in {} s", outcome.elapsed.as_secs());
+    assert_eq!(outcome.verdict.state, State::Up, "{:?}", outcome.verdict);
+    assert!(outcome.verdict.evidence.contains(" failed= "), "{:?}", outcome.verdict);
 }
 
 /// The settings that a cloud gives a server.

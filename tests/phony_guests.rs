@@ -16,7 +16,7 @@ use std::path::Path;
 
 use haul::error::Kind;
 use haul::guest;
-use haul::guest::disk::{BootMode, FileSystem};
+use haul::guest::disk::{BootMode, DataDisk, FileSystem};
 use haul::guest::inspect::{self, Guest};
 use haul::guest::plan::{Fix, Options, Plan, Severity};
 use haul::guest::tree::{TextVolume, Tree};
@@ -35,6 +35,7 @@ fn filesystems() -> Vec<FileSystem> {
         uuid: Some(uuid.into()),
         label: (kind == "ext4").then(|| "root".into()),
         partition_uuid: None,
+        group: None,
         point: point.map(Into::into),
         esp: false,
     };
@@ -457,6 +458,86 @@ fn phony_guests_get_the_plans_that_were_reviewed() {
         }
     }
     assert!(wrong.is_empty(), "changed (HAUL_BLESS=1 accepts them after review):\n{}", wrong.join("\n"));
+}
+
+/// The server's second disk: a file system and swap space, or a physical volume of LVM.
+fn second_disk() -> [DataDisk; 2] {
+    let fs = |i: usize| filesystems().remove(i);
+    let data = FileSystem { uuid: Some("da7a".into()), point: None, ..fs(0) };
+    let swap = FileSystem { uuid: Some("5a4b".into()), partition: Some(2), ..fs(1) };
+    let volume =
+        FileSystem { uuid: None, group: Some("data".into()), kind: "LVM2 physical volume".into(), ..fs(0) };
+    [vec![data, swap], vec![volume]].map(|filesystems| DataDisk { name: "/dev/sdb".into(), filesystems })
+}
+
+#[test]
+fn what_is_mounted_of_a_data_disk_is_named_by_uuid_and_stays_required() {
+    let fstab = format!(
+        "UUID={ROOT} / ext4 defaults 0 1\n/dev/sdb1 /srv/data ext4 defaults 0 2\n/dev/sdb2 none swap sw 0 0\n\
+         LABEL=root2 /srv/more ext4 defaults 0 2\n"
+    );
+    let volume = debian_11().file("/etc/fstab", fstab);
+    let [disk, _] = second_disk();
+    let options = Options { data_disks: vec![disk], ..Options::default() };
+    let plan = guest::plan(&inspected(volume.clone()), &options).unwrap();
+    let text = inspected(applied(volume.clone(), &plan)).tree.text("/etc/fstab").unwrap().unwrap();
+    assert!(text.contains("\nUUID=da7a /srv/data ext4 defaults 0 2\nUUID=5a4b none swap sw 0 0\n"), "{text}");
+    assert!(text.contains("\nLABEL=root2 /srv/more ext4 defaults,nofail 0 2\n"), "{text}");
+    let told = |id: &str| plan.findings.iter().filter(|finding| finding.id == id).count();
+    assert_eq!((told("fstab.data-disk"), told("fstab.other-disk")), (1, 1), "{plan}");
+    let again = guest::plan(&inspected(applied(volume, &plan)), &options).unwrap();
+    assert!(again.is_empty(), "{again}");
+}
+
+#[test]
+fn a_first_disk_that_is_no_longer_the_first_is_told_from_the_one_that_is() {
+    // The root is on sdb, and fstab does not say so.
+    let fstab = format!("UUID={ROOT} / ext4 defaults 0 1\n/dev/sda1 /srv/data ext4 defaults 0 2\n");
+    let volume = debian_11().file("/etc/fstab", fstab).file("/boot/grub/grub.cfg", "");
+    let [mut disk, _] = second_disk();
+    disk.name = "/dev/sda".into();
+    let options = Options { data_disks: vec![disk], ..Options::default() };
+    let plan = guest::plan(&inspected(volume.clone()), &options).unwrap();
+    let text = inspected(applied(volume, &plan)).tree.text("/etc/fstab").unwrap().unwrap();
+    assert!(text.contains("\nUUID=da7a /srv/data ext4 defaults 0 2\n"), "{text}");
+}
+
+#[test]
+fn a_logical_volume_of_another_disk_is_not_waited_for_and_one_that_may_be_here_is() {
+    let line = "/dev/mapper/data-srv /srv xfs defaults 0 0";
+    let fstab = format!("UUID={ROOT} / ext4 defaults 0 1\n{line}\n");
+    let volume = debian_11().file("/etc/fstab", fstab);
+    let [_, pv] = second_disk();
+    let planned = |volume: TextVolume, filesystems: Vec<FileSystem>, data_disks: Vec<DataDisk>| {
+        let tree = Tree::new(Box::new(volume.clone()));
+        let guest = guest::inspect::from_tree(tree, filesystems, BootMode::Bios).unwrap();
+        let plan = guest::plan(&guest, &Options { data_disks, ..Options::default() }).unwrap();
+        let told = plan.findings.iter().any(|finding| finding.id == "fstab.other-disk");
+        let text = inspected(applied(volume, &plan)).tree.text("/etc/fstab").unwrap().unwrap();
+        assert_eq!(told, text.contains("/srv xfs defaults,nofail 0 0"), "{text}");
+        told
+    };
+    let with = |fs: FileSystem| [filesystems(), vec![fs]].concat();
+    let part = |kind: &str, group: Option<&str>| FileSystem {
+        partition: Some(2),
+        kind: kind.into(),
+        uuid: None,
+        group: group.map(Into::into),
+        ..filesystems().remove(1)
+    };
+    assert!(planned(volume.clone(), filesystems(), vec![]));
+    assert!(planned(volume.clone(), with(part("unknown", None)), vec![]));
+    assert!(planned(volume.clone(), with(part("LVM2 physical volume", Some("vg0"))), vec![]));
+    // A thin volume, one in a group whose metadata is damaged, one in a container.
+    assert!(!planned(volume.clone(), with(part("LVM2 physical volume", Some("data"))), vec![]));
+    assert!(!planned(volume.clone(), with(part("LVM2 physical volume", Some(""))), vec![]));
+    assert!(!planned(volume.clone(), with(part("LUKS", None)), vec![]));
+    assert!(!planned(volume.clone(), filesystems(), vec![pv]));
+    assert!(!planned(
+        volume.file("/etc/crypttab", "# x\ndata-srv UUID=1 none luks\n"),
+        filesystems(),
+        vec![]
+    ));
 }
 
 #[test]

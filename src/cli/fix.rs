@@ -8,6 +8,7 @@ use super::input::Fixes;
 use super::output::Output;
 use crate::config::{Cloud, Location, location_parser};
 use crate::error::Result;
+use crate::job::open::Opener;
 use crate::job::round::{self, Finished, Report};
 use crate::monitor::Monitor;
 use crate::unit::bytes::human;
@@ -56,7 +57,8 @@ fn finished(copy: &Location, cloud: &Cloud, resume: bool) -> Finished {
 pub fn run(arguments: &Fix, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
     let progress = Arc::new(output.progress());
     let monitor: Arc<dyn Monitor> = progress.clone();
-    let options = arguments.fixes.options()?;
+    let opener = Opener::new(&arguments.cloud, stop, &monitor);
+    let options = arguments.fixes.options(&opener)?;
     let job = finished(&arguments.copy, &arguments.cloud, arguments.resume);
     let fixed = round::fix(&job, &options, stop, &monitor);
     progress.finish();

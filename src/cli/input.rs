@@ -1,12 +1,15 @@
 //! The options of every command that reads a disk or an image.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
 use crate::config::{Cloud, Location};
-use crate::error::Result;
-use crate::guest::disk::BootMode;
+use crate::error::{Error, Kind, Result};
+use crate::guest::disk::{BootMode, DataDisk};
 use crate::guest::{self, package};
 use crate::image::{Format, Gate, Image};
 use crate::job::open::{Opened, Opener};
@@ -48,6 +51,34 @@ pub enum Firmware {
     Uefi,
 }
 
+/// Another disk of a server: what the server calls it, and where it is now.
+#[derive(Clone)]
+struct OtherDisk {
+    name: String,
+    location: Location,
+}
+
+impl OtherDisk {
+    /// Parses `/dev/sdb=LOCATION`: a disk may have another name here than on the server.
+    fn parse(text: OsString) -> Result<Self> {
+        match text.to_str().and_then(|text| text.split_once('=')) {
+            Some((name, location)) if name.starts_with("/dev/") => {
+                Ok(OtherDisk { name: name.to_owned(), location: Location::parse(location.into())? })
+            }
+            _ => {
+                let text = text.display();
+                let what = format!("{text} does not say which disk of the server it is");
+                Err(Error::new(Kind::Usage, "usage.data-disk", what)
+                    .because(format!("put before it what the server calls it, as in /dev/sdb={text}")))
+            }
+        }
+    }
+
+    fn parser() -> impl TypedValueParser<Value = OtherDisk> {
+        OsStringValueParser::new().try_map(OtherDisk::parse)
+    }
+}
+
 /// What to change in a guest, and how.
 #[derive(clap::Args)]
 pub struct Fixes {
@@ -70,17 +101,26 @@ pub struct Fixes {
     /// Have the copy boot by this firmware, too, where the disk boots by the other one; by the guest's own GRUB
     #[arg(long, conflicts_with = "no_guest_programs")]
     firmware: Option<Firmware>,
+    /// Another disk of the server, which is migrated by itself, after what the server calls it: /dev/sdb=data.qcow2.
+    /// /etc/fstab names what is on it by UUID, and the copy waits for it
+    #[arg(long = "data-disk", value_name = "NAME=DISK", value_parser = OtherDisk::parser())]
+    data_disks: Vec<OtherDisk>,
     /// Fix in a virtual machine, by the guest's own kernel, as haul does by itself where it is not root; needs QEMU
     #[arg(long)]
     appliance: bool,
 }
 
 impl Fixes {
-    /// The choices, once the packages are seen to be there.
-    pub fn options(&self) -> Result<guest::Options> {
+    /// The choices, once the packages are seen to be there, and the other disks looked at by what `opener` opens.
+    pub fn options(&self, opener: &Opener) -> Result<guest::Options> {
         let packages: Vec<PathBuf> =
             self.packages.iter().map(|file| package::find(file)).collect::<Result<_>>()?;
+        let look = |other: &OtherDisk| {
+            let image = opener.image(&other.location, None, &Gate::closed())?;
+            DataDisk::look(other.name.clone(), image.disk)
+        };
         Ok(guest::Options {
+            data_disks: self.data_disks.iter().map(look).collect::<Result<_>>()?,
             keep_network: self.keep_network,
             no_cloud_init_network: self.no_cloud_init_network,
             no_guest_programs: self.no_guest_programs,

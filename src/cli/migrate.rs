@@ -117,7 +117,7 @@ enum Method {
 }
 
 impl Arguments {
-    fn options(&self) -> Result<Options> {
+    fn options(&self, opener: &Opener) -> Result<Options> {
         let To::Image = self.to;
         let missing = || {
             Error::new(Kind::Usage, "usage.missing", "a migration needs SRC and a bucket")
@@ -148,7 +148,7 @@ impl Arguments {
                 all_blocks: self.all_blocks,
                 on_read_error: OnReadError::Fail,
             },
-            fix: (!self.no_fix).then(|| self.fixes.options()).transpose()?,
+            fix: (!self.no_fix).then(|| self.fixes.options(opener)).transpose()?,
             os: self.os_type.clone().zip(self.os_version.clone()),
             force_import: self.fixes.force_import,
             keep_object: self.keep_object,
@@ -168,13 +168,14 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
     let progress = Arc::new(output.progress());
     let monitor: Arc<dyn Monitor> = progress.clone();
     let folder = arguments.state.folder()?;
+    let opener = Opener::new(&arguments.cloud, stop, &monitor);
     if arguments.dry_run {
-        return dry_run(arguments, output, stop, &monitor);
+        return dry_run(arguments, output, &opener, &monitor);
     }
     let mut job = match &arguments.resume {
         Some(id) => Migration::open(&folder, id)?,
         None => {
-            let options = arguments.options()?;
+            let options = arguments.options(&opener)?;
             let stem = Path::new(options.source.file_name()).file_stem().map(OsStr::to_string_lossy);
             let name = stem.map_or_else(|| "disk".to_owned(), |stem| stem.into_owned());
             Migration::begin(&folder, &name, options)?
@@ -200,14 +201,13 @@ pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Re
 fn dry_run(
     arguments: &Arguments,
     output: &Output,
-    stop: &Arc<AtomicBool>,
+    opener: &Opener,
     monitor: &Arc<dyn Monitor>,
 ) -> Result<()> {
-    let options = arguments.options()?;
-    let opener = Opener::new(&options.cloud, stop, monitor);
+    let options = arguments.options(opener)?;
     let image = opener.image(&options.source, options.source_format, &Gate::closed())?;
     let guest = guest::inspect(image.disk)?;
-    let plan = fix::plan(&guest, &arguments.fixes.options()?, &**monitor)?;
+    let plan = fix::plan(&guest, &arguments.fixes.options(opener)?, &**monitor)?;
     let text = format!("{} on {} would be migrated; changes to the copy:\n{plan}", guest.os.name, guest.arch);
     output.result(&plan, &text);
     Ok(())

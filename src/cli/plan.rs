@@ -16,6 +16,7 @@ use crate::guest::{self, Plan, Severity};
 #[command(after_help = "Examples:
   haul plan /dev/sda
   haul plan --keep-network --json server.qcow2
+  haul plan --data-disk /dev/sdb=data.raw server.raw     with the server's second disk
 
 Nothing is changed. Exit code 3 when something that haul cannot mend keeps it from booting.")]
 pub struct Arguments {
@@ -39,9 +40,11 @@ struct Document<'a> {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, output: &Output, stop: &Arc<AtomicBool>) -> Result<()> {
-    let image = arguments.input.image(&arguments.disk, stop, &output.notes())?;
+    let monitor = output.notes();
+    let image = arguments.input.image(&arguments.disk, stop, &monitor)?;
     let guest = guest::inspect(image.disk)?;
-    let plan = guest::plan(&guest, &arguments.fixes.options()?)?;
+    let opener = arguments.input.opener(stop, &monitor);
+    let plan = guest::plan(&guest, &arguments.fixes.options(&opener)?)?;
     let diff: String = plan.fixes.iter().map(|fix| format!("{fix}\n")).collect();
     let text = match plan.fixes.is_empty() && plan.findings.is_empty() {
         true => "nothing needs to be changed".to_owned(),

@@ -77,7 +77,7 @@ pub fn apply(plan: &Plan, overlay: &Arc<Overlay>, setup: &Setup, monitor: &dyn M
     let on_disk = |fix: &Fix| matches!(fix, Fix::Partition { .. } | Fix::BootSector { .. });
     let fixes: Vec<Fix> = all().filter(|fix| !on_disk(fix) && plan.fat_of(fix).is_none()).cloned().collect();
     if !fixes.is_empty() {
-        let plan = Plan { fixes, findings: Vec::new(), mounts: plan.mounts.clone() };
+        let plan = Plan { fixes, mounts: plan.mounts.clone(), ..Plan::default() };
         match setup.executor {
             Executor::Host => by_host::carry_out(&plan, &shown, setup, monitor)?,
             Executor::Appliance => {

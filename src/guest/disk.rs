@@ -46,6 +46,9 @@ pub struct FileSystem {
     pub label: Option<String>,
     /// The partition's own UUID (GPT), in lower case.
     pub partition_uuid: Option<String>,
+    /// The volume group, where it is a physical volume of LVM; empty where its metadata does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Where the guest mounts it, if it is part of its tree.
     pub point: Option<String>,
     /// Whether its partition is an EFI system partition.
@@ -54,6 +57,14 @@ pub struct FileSystem {
 }
 
 impl FileSystem {
+    /// Whether more may be in it than haul knows: it is a container that haul does not look into.
+    pub fn is_opaque(&self) -> bool {
+        match &self.group {
+            Some(group) => group.is_empty(),
+            None => self.uuid.is_none() && !["empty", "unknown"].contains(&self.kind.as_str()),
+        }
+    }
+
     /// Whether it is a FAT, whose files haul writes itself.
     pub fn is_fat(&self) -> bool {
         is_fat(&self.kind)
@@ -190,17 +201,7 @@ const ROOTS: [&str; 4] = ["@", "@rootfs", "root", "@/.snapshots/1/snapshot"];
 /// fstab. Fails when there is no root, or more than one.
 pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     let (mut filesystems, boot) = file_systems(&disk)?;
-    let extended = Extended::new(Arc::clone(&disk), &disk)?;
-    let extended = Arc::new(extended);
-    let disk: Arc<dyn ReadAt> = Arc::clone(&extended) as _;
-    for placed in extended.volumes() {
-        let logical = Logical { group: placed.group.clone(), name: placed.name.clone() };
-        let fs = file_system(&disk, Place::Logical(logical), placed.extent)?;
-        let begin = extended.place(placed.extent.start);
-        let below = filesystems.iter().find(|fs| begin.is_some_and(|begin| fs.extent.contains(begin)));
-        let array = below.and_then(|below| below.array.clone());
-        filesystems.push(FileSystem { array, ..fs });
-    }
+    let disk = with_volumes(disk, &mut filesystems)?;
     let mut notes = Notes::default();
     let mut roots = Vec::new();
     for (i, fs) in filesystems.iter().enumerate().filter(|(_, fs)| !fs.is_fat()) {
@@ -241,7 +242,7 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     name_arrays(&tree, &mut filesystems)?;
     let mut mounts = vec![Mounted { point: "/".into(), filesystem: root, options }];
     let entries = fstab::parse(&tree.text("/etc/fstab")?.unwrap_or_default());
-    let names = fstab::Names::new(&filesystems, fstab::root_spec(&entries));
+    let names = fstab::Names::new(&filesystems, fstab::root_spec(&entries), &[]);
     let mut wanted: Vec<Mounted> = Vec::new();
     for entry in &entries {
         let Some(i) = names.find(&entry.spec) else { continue };
@@ -281,6 +282,39 @@ pub fn open(disk: Arc<dyn ReadAt>) -> Result<Opened> {
     }
     let Notes { stale, unread } = notes;
     Ok(Opened { tree, filesystems, boot, mounts, stale, unread })
+}
+
+/// The disk with its logical volumes behind its end, and what is in them among its file systems.
+fn with_volumes(disk: Arc<dyn ReadAt>, filesystems: &mut Vec<FileSystem>) -> Result<Arc<dyn ReadAt>> {
+    let extended = Arc::new(Extended::new(Arc::clone(&disk), &disk)?);
+    let disk: Arc<dyn ReadAt> = Arc::clone(&extended) as _;
+    for placed in extended.volumes() {
+        let logical = Logical { group: placed.group.clone(), name: placed.name.clone() };
+        let fs = file_system(&disk, Place::Logical(logical), placed.extent)?;
+        let begin = extended.place(placed.extent.start);
+        let below = filesystems.iter().find(|fs| begin.is_some_and(|begin| fs.extent.contains(begin)));
+        let array = below.and_then(|below| below.array.clone());
+        filesystems.push(FileSystem { array, ..fs });
+    }
+    Ok(disk)
+}
+
+/// Another disk of the guest's server, which comes to the cloud by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataDisk {
+    /// What the server calls it, such as `/dev/sdb`.
+    pub name: String,
+    /// Everything recognised on it.
+    pub filesystems: Vec<FileSystem>,
+}
+
+impl DataDisk {
+    /// What is on `disk`, which the server calls `name`.
+    pub fn look(name: String, disk: Arc<dyn ReadAt>) -> Result<Self> {
+        let (mut filesystems, _) = file_systems(&disk)?;
+        with_volumes(disk, &mut filesystems)?;
+        Ok(DataDisk { name, filesystems })
+    }
 }
 
 /// What was noticed of file systems when they were opened, each thing once.
@@ -415,6 +449,7 @@ fn file_system(disk: &Arc<dyn ReadAt>, place: Place, extent: Extent) -> Result<F
         uuid: None,
         label: None,
         partition_uuid,
+        group: None,
         point: None,
         esp: false,
     };
@@ -427,6 +462,10 @@ fn file_system(disk: &Arc<dyn ReadAt>, place: Place, extent: Extent) -> Result<F
         layout::Content::Ntfs(ntfs) => (Some(ntfs.uuid()), ntfs.label),
         layout::Content::Fat(fat) => (fat.serial, fat.label),
         layout::Content::Exfat(exfat) => (exfat.serial, exfat.label),
+        layout::Content::Lvm(pv) => {
+            fs.group = Some(pv.group.unwrap_or_default());
+            return Ok(fs);
+        }
         layout::Content::Swap(swap) => (Some(swap.uuid.to_string()), swap.label),
         _ => return Ok(fs),
     };

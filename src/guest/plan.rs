@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::Executor;
 use super::builder::Builder;
-use super::disk::{BootMode, is_fat};
+use super::disk::{BootMode, DataDisk, is_fat};
 use super::inspect::Guest;
 use super::linux;
 use super::package::{Installer, are_with};
@@ -39,6 +39,9 @@ pub struct Options {
     /// The firmware that the copy must boot by.
     #[serde(default)]
     pub firmware: Option<BootMode>,
+    /// The server's other disks, which come to the cloud by themselves.
+    #[serde(default)]
+    pub data_disks: Vec<DataDisk>,
     /// Carry out the plan in an appliance, also where this machine's kernel could.
     #[serde(default)]
     pub appliance: bool,
@@ -61,6 +64,7 @@ impl Default for Options {
             force_import: false,
             packages: Vec::new(),
             firmware: None,
+            data_disks: Vec::new(),
             appliance: false,
         }
     }
@@ -242,6 +246,9 @@ pub struct Plan {
     pub findings: Vec<Finding>,
     /// File systems to mount for it: byte range, kind, mount point; the root first.
     pub mounts: Vec<PlannedMount>,
+    /// The server's other disks, of which something may be mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data_disks: Vec<DataDisk>,
 }
 
 /// A file system the plan needs mounted.
@@ -286,7 +293,7 @@ impl PlannedMount {
 
 /// Plans the fixes `guest` needs. Reads the tree, changes nothing; the same tree gives the same plan.
 pub fn plan(guest: &Guest, options: &Options) -> Result<Plan> {
-    let mut draft = Draft::new(&guest.tree);
+    let mut draft = Draft::new(&guest.tree, &options.data_disks);
     for why in &guest.stale {
         draft.warn("disk.stale", why, "unmount it cleanly, or freeze it while it is copied");
     }
@@ -317,6 +324,7 @@ fn mounts(guest: &Guest) -> Vec<PlannedMount> {
 /// A plan in the making: the tree with the changes so far on top.
 pub struct Draft<'a> {
     tree: &'a Tree,
+    data_disks: &'a [DataDisk],
     texts: BTreeMap<String, Option<String>>,
     fixes: Vec<Fix>,
     findings: Vec<Finding>,
@@ -324,14 +332,22 @@ pub struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    /// No changes yet to `tree`.
-    pub fn new(tree: &'a Tree) -> Self {
-        Draft { tree, texts: BTreeMap::new(), fixes: Vec::new(), findings: Vec::new(), mounts: Vec::new() }
+    /// No changes yet to `tree`, of a server with `data_disks`.
+    pub fn new(tree: &'a Tree, data_disks: &'a [DataDisk]) -> Self {
+        Draft {
+            tree,
+            data_disks,
+            texts: BTreeMap::new(),
+            fixes: Vec::new(),
+            findings: Vec::new(),
+            mounts: Vec::new(),
+        }
     }
 
     /// The changes as a plan for `guest`.
     pub fn plan(self, guest: &Guest) -> Plan {
-        let mut plan = Plan { fixes: self.fixes, findings: self.findings, mounts: Vec::new() };
+        let data_disks = self.data_disks.to_vec();
+        let mut plan = Plan { fixes: self.fixes, findings: self.findings, mounts: Vec::new(), data_disks };
         if !plan.is_empty() {
             plan.mounts = mounts(guest);
             plan.mounts.extend(self.mounts);
@@ -342,6 +358,11 @@ impl<'a> Draft<'a> {
     /// The tree below, without the changes.
     pub fn tree(&self) -> &'a Tree {
         self.tree
+    }
+
+    /// The server's other disks.
+    pub fn data_disks(&self) -> &'a [DataDisk] {
+        self.data_disks
     }
 
     /// The changes so far.

@@ -11,7 +11,7 @@ use super::hook;
 use super::initramfs;
 use super::inspect::{Guest, inspect};
 use super::linux::efi::removable_loader;
-use super::linux::fstab::{self, Names};
+use super::linux::fstab::{self, Home, Names};
 use super::loader;
 use super::package::{Installer, Package};
 use super::partition;
@@ -38,7 +38,7 @@ pub fn prove(plan: &Plan, disk: Arc<dyn ReadAt>) -> Result<Vec<Proof>> {
     kernels(&guest, &mut proofs);
     firmware(&guest, &mut proofs)?;
     loader(&guest, &mut proofs)?;
-    mounts(&guest, &mut proofs)?;
+    mounts(plan, &guest, &mut proofs)?;
     Ok(proofs)
 }
 
@@ -146,7 +146,7 @@ fn kernels(guest: &Guest, proofs: &mut Vec<Proof>) {
 }
 
 fn loader(guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
-    let names = Names::lasting(&guest.filesystems);
+    let names = Names::lasting(&guest.filesystems, &[]);
     let entries = guest.menus.iter().flat_map(|menu| menu.entries.iter().map(move |entry| (menu, entry)));
     for (menu, entry) in entries.filter(|(_, entry)| entry.kernel.contains("vmlinu")) {
         for file in std::iter::once(&entry.kernel).chain(&entry.initrds) {
@@ -163,13 +163,15 @@ fn loader(guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
     Ok(())
 }
 
-fn mounts(guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
-    let names = Names::lasting(&guest.filesystems);
+fn mounts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
+    let names = Names::lasting(&guest.filesystems, &plan.data_disks);
     for entry in fstab::parse(&guest.tree.text("/etc/fstab")?.unwrap_or_default()) {
         let optional = entry.options.split(',').any(|option| matches!(option, "nofail" | "noauto"));
         if Names::is_device(&entry.spec) && !optional && !entry.spec.starts_with("/dev/mapper/") {
-            let text = format!("{}, mounted at {}, is on this disk", entry.spec, entry.point);
-            claim(proofs, names.find(&entry.spec).is_some(), text);
+            let home = names.home(&entry.spec);
+            let which = if home == Home::DataDisk { "a data disk" } else { "this disk" };
+            let text = format!("{}, mounted at {}, is on {which}", entry.spec, entry.point);
+            claim(proofs, home != Home::Elsewhere, text);
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use haul::boot::{Console, Expect, Verdict};
 use haul::error::{Error, Kind};
-use haul::guest::disk::{BootMode, FileSystem};
+use haul::guest::disk::{BootMode, DataDisk, FileSystem};
 use haul::guest::tree::{TextVolume, Tree};
 use haul::guest::{self, Guest, Options, initramfs, plan};
 use haul::unit::Extent;
@@ -26,6 +26,7 @@ fn look(guest: &Guest) -> Outcome {
     let mut seen =
         vec![guest.arch.to_owned(), guest.network.join(","), guest.kernels.len().min(3).to_string()];
     for keep_network in [false, true] {
+        let twin = || DataDisk { name: "/dev/sdb".into(), filesystems: guest.filesystems.clone() };
         match plan(
             guest,
             &Options {
@@ -35,6 +36,7 @@ fn look(guest: &Guest) -> Outcome {
                 force_import: keep_network,
                 packages: Vec::new(),
                 firmware: None,
+                data_disks: keep_network.then(twin).into_iter().collect(),
                 appliance: false,
             },
         ) {
@@ -85,6 +87,7 @@ pub fn fuzz_files(bytes: &[u8]) -> Outcome {
         uuid: Some(uuid.into()),
         label: Some(format!("label{number}")),
         partition_uuid: Some(format!("c4e5a5d0-000{number}-4000-8000-000000000000")),
+        group: None,
         point: point.map(str::to_owned),
         esp: false,
     };

@@ -1,7 +1,7 @@
 //! fstab(5), crypttab and the resume device: disks named by what is on them, and nothing awaited that will not come.
 
 use crate::error::Result;
-use crate::guest::disk::FileSystem;
+use crate::guest::disk::{DataDisk, FileSystem};
 use crate::guest::extended::device_names;
 use crate::guest::inspect::Guest;
 use crate::guest::plan::{Draft, Line, Severity};
@@ -71,11 +71,25 @@ pub fn split_device(spec: &str) -> Option<(&str, Option<u32>)> {
     None
 }
 
-/// Which file system of the disk a name in the guest means.
+/// Which file system a name in the guest means.
 pub struct Names<'a> {
     filesystems: &'a [FileSystem],
     /// What the guest calls this disk.
     own: Option<String>,
+    data_disks: &'a [DataDisk],
+}
+
+/// Where what a name means is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// On the guest's own disk.
+    Here,
+    /// On one of the data disks that were named.
+    DataDisk,
+    /// On neither.
+    Elsewhere,
+    /// The name does not tell.
+    Unknown,
 }
 
 /// What a first disk is called when the guest does not say.
@@ -83,15 +97,15 @@ const FIRST_DISKS: &[&str] =
     &["/dev/sda", "/dev/hda", "/dev/vda", "/dev/xvda", "/dev/nvme0n1", "/dev/mmcblk0", "/dev/cciss/c0d0"];
 
 impl<'a> Names<'a> {
-    /// Names as used by a guest whose root is mounted from `root`.
-    pub fn new(filesystems: &'a [FileSystem], root: Option<&str>) -> Self {
+    /// Names as used by a guest whose root is mounted from `root`, on a server that has `data_disks`, too.
+    pub fn new(filesystems: &'a [FileSystem], root: Option<&str>, data_disks: &'a [DataDisk]) -> Self {
         let own = root.and_then(split_device).map(|(disk, _)| disk.to_owned());
-        Names { filesystems, own }
+        Names { filesystems, own, data_disks }
     }
 
     /// Names that mean the same on any machine: none by device.
-    pub fn lasting(filesystems: &'a [FileSystem]) -> Self {
-        Names { filesystems, own: Some(String::new()) }
+    pub fn lasting(filesystems: &'a [FileSystem], data_disks: &'a [DataDisk]) -> Self {
+        Names { filesystems, own: Some(String::new()), data_disks }
     }
 
     /// Whether `spec` names a disk, partition, or what is on one: not a network share or `tmpfs`.
@@ -102,58 +116,124 @@ impl<'a> Names<'a> {
 
     /// The index of the file system `spec` means; `None` when it is not on this disk.
     pub fn find(&self, spec: &str) -> Option<usize> {
-        let by = |matches: &dyn Fn(&FileSystem) -> bool| self.filesystems.iter().position(matches);
-        let tag = |name: &str| {
-            let spec = spec.strip_prefix(name)?.trim_matches('"');
-            Some(spec.to_owned())
+        let is_first = |disk: &str| {
+            FIRST_DISKS.contains(&disk) && self.data_disks.iter().all(|other| other.name != disk)
         };
-        let same = |a: &Option<String>, b: &str| a.as_deref().is_some_and(|a| a.eq_ignore_ascii_case(b));
-        if let Some(uuid) = tag("UUID=").or_else(|| tag("/dev/disk/by-uuid/")) {
-            return by(&|fs| same(&fs.uuid, &uuid));
-        }
-        if let Some(label) = tag("LABEL=").or_else(|| tag("/dev/disk/by-label/")) {
-            return by(&|fs| fs.label.as_deref() == Some(&label));
-        }
-        if let Some(uuid) = tag("PARTUUID=").or_else(|| tag("/dev/disk/by-partuuid/")) {
-            return by(&|fs| same(&fs.partition_uuid, &uuid));
-        }
-        let named = |fs: &FileSystem| {
-            let names = fs.logical.as_ref().map(|logical| device_names(&logical.group, &logical.name));
-            names.is_some_and(|names| names.iter().any(|name| name == spec))
-        };
-        let array = |fs: &FileSystem| {
-            fs.array.as_ref().is_some_and(|array| array.devices.iter().any(|device| device == spec))
-        };
-        if let Some(found) = by(&named).or_else(|| by(&array)) {
-            return Some(found);
-        }
-        let (disk, number) = split_device(spec)?;
-        let ours = match &self.own {
+        position(self.filesystems, spec, |disk| match &self.own {
             // A name by id says nothing of the kernel's name.
-            Some(own) if own.starts_with("/dev/disk/") => own == disk || FIRST_DISKS.contains(&disk),
+            Some(own) if own.starts_with("/dev/disk/") => own == disk || is_first(disk),
             Some(own) => own == disk,
-            None => FIRST_DISKS.contains(&disk),
+            None => is_first(disk),
+        })
+    }
+
+    /// The file system on a data disk that `spec` means.
+    fn on_data_disk(&self, spec: &str) -> Option<&'a FileSystem> {
+        self.data_disks.iter().find_map(|disk| {
+            let found = position(&disk.filesystems, spec, |name| name == disk.name)?;
+            disk.filesystems.get(found)
+        })
+    }
+
+    /// Where what `spec` names is.
+    pub fn home(&self, spec: &str) -> Home {
+        if self.find(spec).is_some() {
+            return Home::Here;
+        }
+        if self.on_data_disk(spec).is_some() {
+            return Home::DataDisk;
+        }
+        let has = |filesystems: &[FileSystem], group: &str| {
+            filesystems.iter().any(|fs| fs.group.as_deref() == Some(group))
         };
-        if ours {
-            by(&|fs| fs.partition == number && fs.logical.is_none() && fs.array.is_none())
-        } else {
-            None
+        match group_of(spec) {
+            Some(group) if has(self.filesystems, &group) => Home::Here,
+            Some(group) if self.data_disks.iter().any(|disk| has(&disk.filesystems, &group)) => {
+                Home::DataDisk
+            }
+            Some(_) if self.filesystems.iter().any(FileSystem::is_opaque) => Home::Unknown,
+            None if spec.starts_with("/dev/mapper/") => Home::Unknown,
+            _ => Home::Elsewhere,
         }
     }
 
-    /// The name by UUID for a name by device; `None` when it is not such a name, or not on this disk.
+    /// The name by UUID for a name by device; `None` when it is not such a name, or of no disk that is known.
     pub fn by_uuid(&self, spec: &str) -> Option<String> {
         // An array may get another number where nobody knows its home.
         if split_device(spec).is_none() && !spec.starts_with("/dev/md") {
             return None;
         }
-        let uuid = self.filesystems.get(self.find(spec)?)?.uuid.as_ref()?;
+        let here = self.find(spec).and_then(|found| self.filesystems.get(found));
+        let uuid = here.or_else(|| self.on_data_disk(spec))?.uuid.as_ref()?;
         Some(format!("UUID={uuid}"))
     }
 }
 
+/// The index of the one of a disk's `filesystems` that `spec` means; `is_disk` knows the disk by its names.
+fn position(filesystems: &[FileSystem], spec: &str, is_disk: impl Fn(&str) -> bool) -> Option<usize> {
+    let by = |matches: &dyn Fn(&FileSystem) -> bool| filesystems.iter().position(matches);
+    let tag = |name: &str| {
+        let spec = spec.strip_prefix(name)?.trim_matches('"');
+        Some(spec.to_owned())
+    };
+    let same = |a: &Option<String>, b: &str| a.as_deref().is_some_and(|a| a.eq_ignore_ascii_case(b));
+    if let Some(uuid) = tag("UUID=").or_else(|| tag("/dev/disk/by-uuid/")) {
+        return by(&|fs| same(&fs.uuid, &uuid));
+    }
+    if let Some(label) = tag("LABEL=").or_else(|| tag("/dev/disk/by-label/")) {
+        return by(&|fs| fs.label.as_deref() == Some(&label));
+    }
+    if let Some(uuid) = tag("PARTUUID=").or_else(|| tag("/dev/disk/by-partuuid/")) {
+        return by(&|fs| same(&fs.partition_uuid, &uuid));
+    }
+    let named = |fs: &FileSystem| {
+        let names = fs.logical.as_ref().map(|logical| device_names(&logical.group, &logical.name));
+        names.is_some_and(|names| names.iter().any(|name| name == spec))
+    };
+    let array = |fs: &FileSystem| {
+        fs.array.as_ref().is_some_and(|array| array.devices.iter().any(|device| device == spec))
+    };
+    if let Some(found) = by(&named).or_else(|| by(&array)) {
+        return Some(found);
+    }
+    let (disk, number) = split_device(spec)?;
+    match is_disk(disk) {
+        true => by(&|fs| fs.partition == number && fs.logical.is_none() && fs.array.is_none()),
+        false => None,
+    }
+}
+
+/// Folders of /dev that are no volume groups.
+const NO_GROUPS: [&str; 6] = ["block", "cciss", "disk", "ida", "mapper", "md"];
+
+/// The volume group of the logical volume that `spec` names, such as `/dev/group/name` or `/dev/mapper/group-name` with its
+/// dashes doubled. A name that something else than LVM may have given is none.
+fn group_of(spec: &str) -> Option<String> {
+    let name = spec.strip_prefix("/dev/")?;
+    let Some(mapped) = name.strip_prefix("mapper/") else {
+        let (group, volume) = name.split_once('/')?;
+        return Some(group)
+            .filter(|group| !NO_GROUPS.contains(group) && !volume.contains('/'))
+            .map(str::to_owned);
+    };
+    // Partitions of multipath devices, and volumes that systems name after their LUKS header.
+    if mapped.starts_with("mpath") || mapped.starts_with("luks-") || mapped.contains("-part") {
+        return None;
+    }
+    let bytes = mapped.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match (bytes[at], bytes.get(at + 1)) {
+            (b'-', Some(b'-')) => at += 2,
+            (b'-', Some(_)) => return Some(mapped[..at].replace("--", "-")),
+            _ => at += 1,
+        }
+    }
+    None
+}
+
 /// What the guest's root is called in fstab, or on the kernel's command line where fstab does not say.
-pub fn names<'a>(guest: &'a Guest, draft: &Draft<'_>) -> Result<Names<'a>> {
+pub fn names<'a>(guest: &'a Guest, draft: &Draft<'a>) -> Result<Names<'a>> {
     let entries = parse(&draft.tree().text("/etc/fstab")?.unwrap_or_default());
     let by_fstab = root_spec(&entries).filter(|spec| split_device(spec).is_some()).map(str::to_owned);
     let by_menu = guest
@@ -163,7 +243,7 @@ pub fn names<'a>(guest: &'a Guest, draft: &Draft<'_>) -> Result<Names<'a>> {
         .flat_map(|entry| &entry.arguments)
         .find_map(|argument| argument.strip_prefix("root=").filter(|spec| split_device(spec).is_some()))
         .map(str::to_owned);
-    Ok(Names::new(&guest.filesystems, by_fstab.or(by_menu).as_deref()))
+    Ok(Names::new(&guest.filesystems, by_fstab.or(by_menu).as_deref(), draft.data_disks()))
 }
 
 /// Mount points a system cannot do without.
@@ -181,20 +261,31 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
         },
     )?;
 
+    let crypttab = draft.text("/etc/crypttab")?.unwrap_or_default();
+    let crypttab =
+        || crypttab.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let is_encrypted = |spec: &str| {
+        let name = spec.strip_prefix("/dev/mapper/");
+        name.is_some_and(|name| crypttab().any(|line| line.split_whitespace().next() == Some(name)))
+    };
     let mut missing = Vec::new();
+    let mut on_data_disks = Vec::new();
     draft.edit_lines(
         "/etc/fstab",
         "what is not on this disk must not keep the machine from booting: nofail",
         |line| {
             let Some(entry) = parse_line(line) else { return Line::Keep };
             let listed = |option: &str| entry.options.split(',').any(|one| one == option);
-            let here = names.find(&entry.spec).is_some();
-            if !Names::is_device(&entry.spec)
-                || here
-                || entry.spec.starts_with("/dev/mapper/")
-                || listed("noauto")
-            {
+            if !Names::is_device(&entry.spec) || is_encrypted(&entry.spec) || listed("noauto") {
                 return Line::Keep;
+            }
+            match names.home(&entry.spec) {
+                Home::Elsewhere => {}
+                Home::DataDisk if entry.point.starts_with('/') && !listed("nofail") => {
+                    on_data_disks.push(entry.point);
+                    return Line::Keep;
+                }
+                Home::Here | Home::DataDisk | Home::Unknown => return Line::Keep,
             }
             missing.push(entry.clone());
             match listed("nofail") || NEEDED.contains(&entry.point.as_str()) {
@@ -203,6 +294,15 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             }
         },
     )?;
+    if !on_data_disks.is_empty() {
+        let what = format!("the copy waits for the data disks that hold {}", on_data_disks.join(" and "));
+        draft.find(
+            "fstab.data-disk",
+            Severity::Info,
+            &what,
+            "attach them before it starts for the first time",
+        );
+    }
     for entry in missing {
         let what = format!("fstab mounts {} at {}, which is not on this disk", entry.spec, entry.point);
         if NEEDED.contains(&entry.point.as_str()) {
@@ -210,10 +310,11 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
                 "fstab.missing",
                 Severity::Fatal,
                 &what,
-                "migrate that disk too, or mend fstab in the source",
+                "migrate that disk by itself, and name it with --data-disk; or mend fstab in the source",
             );
         } else {
-            draft.warn("fstab.other-disk", &what, "migrate that disk as a data disk");
+            let remedy = "migrate that disk by itself, and name it with --data-disk";
+            draft.warn("fstab.other-disk", &what, remedy);
         }
     }
 
@@ -223,8 +324,7 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
             found.map_or(Line::Keep, |uuid| Line::Replace(format!("RESUME={uuid}")))
         })?;
     }
-    let crypttab = draft.text("/etc/crypttab")?.unwrap_or_default();
-    if crypttab.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')) {
+    if crypttab().next().is_some() {
         draft.warn(
             "crypttab",
             "/etc/crypttab names encrypted disks",
@@ -236,6 +336,9 @@ pub fn fix(guest: &Guest, draft: &mut Draft<'_>) -> Result<()> {
 
 /// `line` with `option` added to the entry's options.
 fn with_option(line: &str, entry: &Entry, option: &str) -> Option<String> {
+    if line.split_whitespace().nth(3).is_none() {
+        return Some(format!("{} {},{option}", line.trim_end(), entry.options));
+    }
     // The fourth field, found by skipping three, so that an equal word elsewhere on the line is left alone.
     let mut rest = line;
     for _ in 0..3 {
@@ -279,7 +382,29 @@ mod tests {
             with_option(line, &entry, "nofail").unwrap(),
             "/dev/sdb1\tdefaults\text4  defaults,nofail  0 2"
         );
-        let short = "/dev/sdb1 /x ext4";
-        assert_eq!(with_option(short, &parse_line(short).unwrap(), "nofail"), None);
+        let short = "/dev/sdb1 /x ext4 ";
+        let with = with_option(short, &parse_line(short).unwrap(), "nofail");
+        assert_eq!(with.unwrap(), "/dev/sdb1 /x ext4 defaults,nofail");
+    }
+
+    #[test]
+    fn the_group_of_a_volume_is_told_by_its_name_and_by_no_other_name() {
+        for (spec, group) in [
+            ("/dev/mapper/data-srv", Some("data")),
+            ("/dev/mapper/data--1-srv--2", Some("data-1")),
+            ("/dev/data/srv", Some("data")),
+            ("/dev/mapper/cryptroot", None),
+            ("/dev/mapper/luks-0a1b-2c3d", None),
+            ("/dev/mapper/mpatha-part1", None),
+            ("/dev/mapper/36005-part1", None),
+            ("/dev/mapper/a--b", None),
+            ("/dev/mapper/a-", None),
+            ("/dev/disk/by-id/x", None),
+            ("/dev/cciss/c0d0p1", None),
+            ("/dev/sdb1", None),
+            ("UUID=1", None),
+        ] {
+            assert_eq!(group_of(spec).as_deref(), group, "{spec}");
+        }
     }
 }

@@ -39,7 +39,7 @@ say "HAUL-BOOT root=$root addresses=$(addresses) unmounted=$unmounted script=$sc
 
 /// The changes that have `guest` print its line, after it has run `script`.
 pub fn plan(guest: &Guest, script: Option<&str>) -> Result<Plan> {
-    let mut draft = Draft::new(&guest.tree);
+    let mut draft = Draft::new(&guest.tree, &[]);
     if let Some(script) = script {
         draft.write(THEIRS, script, 0o755, REASON)?;
     }
