@@ -697,10 +697,28 @@ fn plan_looks_at_the_data_disks_that_are_named() {
     assert!(printed.contains(&format!("+UUID={uuid} /srv ext4 defaults 0 2")), "{printed}");
     let printed = stdout(&haul(&["plan", image]));
     assert!(printed.contains("+/dev/sdb1 /srv ext4 defaults,nofail 0 2"), "{printed}");
-    // Without its name, nobody knows which of the server's disks an image is.
-    let out = haul(&["plan", "--data-disk", text(&data.image), image]);
-    let error = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.code() == Some(2) && error.contains(&format!(" {named}\n")), "{error}");
+    // Without its name, nobody knows which of the server's disks an image is; two of one name are in doubt.
+    let other = named.replace("/dev/sdb=", "/dev/sdb1=");
+    for (arguments, says) in [
+        (vec![text(&data.image)], format!(" {named}\n")),
+        (vec![&other], "does not say which disk".into()),
+        (vec![&named, &named], "two data disks are called /dev/sdb".into()),
+    ] {
+        let options = arguments.into_iter().flat_map(|disk| ["--data-disk", disk]);
+        let out = haul(&["plan", image].into_iter().chain(options).collect::<Vec<_>>());
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(2) && error.contains(&says), "{error}");
+    }
+    // A migration on trial tells the same, and nothing where nothing is to be fixed.
+    let folder = tempfile::tempdir().unwrap();
+    let trial = ["migrate", "--dry-run", "--bucket", "b-1250000000", "--state-dir", text(folder.path())];
+    let told = |more: &[&str]| {
+        let out = haul(&[&trial[..], &["--data-disk", &named, image], more].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        stdout(&out).contains(&format!("+UUID={uuid} /srv ext4 defaults 0 2"))
+    };
+    assert!(told(&[]) && !told(&["--no-fix"]));
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
 }
 
 #[test]

@@ -1028,7 +1028,8 @@ fn kill_at(build: &str, victim: Victim, mut ready: impl FnMut(&str, &Path) -> bo
     let dir = tempfile::tempdir().unwrap();
     let disk = small_guest_with(dir.path(), build, &phony::with_init(&["ahci"], "#!/bin/sh\n"));
     let before = checksum(&disk);
-    let mut job = Command::new(std::env::current_exe().unwrap())
+    // Not by its path: a build may have put another program there.
+    let mut job = Command::new("/proc/self/exe")
         .args(["--exact", "helper_applies_a_plan", "--nocapture"])
         .env("HAUL_TEST_APPLY", dir.path())
         .stdout(Stdio::piped())

@@ -476,11 +476,14 @@ fn what_is_mounted_of_a_data_disk_is_named_by_uuid_and_stays_required() {
         "UUID={ROOT} / ext4 defaults 0 1\n/dev/sdb1 /srv/data ext4 defaults 0 2\n/dev/sdb2 none swap sw 0 0\n\
          LABEL=root2 /srv/more ext4 defaults 0 2\n"
     );
-    let volume = debian_11().file("/etc/fstab", fstab);
+    let resume = "/etc/initramfs-tools/conf.d/resume";
+    let volume = debian_11().file("/etc/fstab", fstab).file(resume, "RESUME=/dev/sdb2\n");
     let [disk, _] = second_disk();
     let options = Options { data_disks: vec![disk], ..Options::default() };
     let plan = guest::plan(&inspected(volume.clone()), &options).unwrap();
-    let text = inspected(applied(volume.clone(), &plan)).tree.text("/etc/fstab").unwrap().unwrap();
+    let fixed = inspected(applied(volume.clone(), &plan)).tree;
+    assert_eq!(fixed.text(resume).unwrap().unwrap(), "RESUME=UUID=5a4b\n");
+    let text = fixed.text("/etc/fstab").unwrap().unwrap();
     assert!(text.contains("\nUUID=da7a /srv/data ext4 defaults 0 2\nUUID=5a4b none swap sw 0 0\n"), "{text}");
     assert!(text.contains("\nLABEL=root2 /srv/more ext4 defaults,nofail 0 2\n"), "{text}");
     let told = |id: &str| plan.findings.iter().filter(|finding| finding.id == id).count();

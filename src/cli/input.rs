@@ -10,6 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use crate::config::{Cloud, Location};
 use crate::error::{Error, Kind, Result};
 use crate::guest::disk::{BootMode, DataDisk};
+use crate::guest::linux::fstab::split_device;
 use crate::guest::{self, package};
 use crate::image::{Format, Gate, Image};
 use crate::job::open::{Opened, Opener};
@@ -61,15 +62,16 @@ struct OtherDisk {
 impl OtherDisk {
     /// Parses `/dev/sdb=LOCATION`: a disk may have another name here than on the server.
     fn parse(text: OsString) -> Result<Self> {
-        match text.to_str().and_then(|text| text.split_once('=')) {
-            Some((name, location)) if name.starts_with("/dev/") => {
+        let named = text.to_str().and_then(|text| text.split_once('='));
+        match named {
+            Some((name, location)) if matches!(split_device(name), Some((_, None))) => {
                 Ok(OtherDisk { name: name.to_owned(), location: Location::parse(location.into())? })
             }
             _ => {
-                let text = text.display();
-                let what = format!("{text} does not say which disk of the server it is");
+                let disk = named.map_or(text.display().to_string(), |(_, location)| location.to_owned());
+                let what = format!("{} does not say which disk of the server it is", text.display());
                 Err(Error::new(Kind::Usage, "usage.data-disk", what)
-                    .because(format!("put before it what the server calls it, as in /dev/sdb={text}")))
+                    .because(format!("put before it what the server calls it, as in /dev/sdb={disk}")))
             }
         }
     }
@@ -115,6 +117,14 @@ impl Fixes {
     pub fn options(&self, opener: &Opener) -> Result<guest::Options> {
         let packages: Vec<PathBuf> =
             self.packages.iter().map(|file| package::find(file)).collect::<Result<_>>()?;
+        let mut names: Vec<&str> = self.data_disks.iter().map(|other| other.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            let what = format!("two data disks are called {}", pair[0]);
+            return Err(Error::new(Kind::Usage, "usage.data-disk", what)
+                .because("what the server mounts of it is on one of them only")
+                .remedy("say of each what the server calls it"));
+        }
         let look = |other: &OtherDisk| {
             let image = opener.image(&other.location, None, &Gate::closed())?;
             DataDisk::look(other.name.clone(), image.disk)

@@ -207,7 +207,10 @@ fn dry_run(
     let options = arguments.options(opener)?;
     let image = opener.image(&options.source, options.source_format, &Gate::closed())?;
     let guest = guest::inspect(image.disk)?;
-    let plan = fix::plan(&guest, &arguments.fixes.options(opener)?, &**monitor)?;
+    let plan = match &options.fix {
+        Some(fixes) => fix::plan(&guest, fixes, &**monitor)?,
+        None => guest::Plan::default(),
+    };
     let text = format!("{} on {} would be migrated; changes to the copy:\n{plan}", guest.os.name, guest.arch);
     output.result(&plan, &text);
     Ok(())

@@ -168,10 +168,14 @@ fn mounts(plan: &Plan, guest: &Guest, proofs: &mut Vec<Proof>) -> Result<()> {
     for entry in fstab::parse(&guest.tree.text("/etc/fstab")?.unwrap_or_default()) {
         let optional = entry.options.split(',').any(|option| matches!(option, "nofail" | "noauto"));
         if Names::is_device(&entry.spec) && !optional && !entry.spec.starts_with("/dev/mapper/") {
-            let home = names.home(&entry.spec);
-            let which = if home == Home::DataDisk { "a data disk" } else { "this disk" };
-            let text = format!("{}, mounted at {}, is on {which}", entry.spec, entry.point);
-            claim(proofs, home != Home::Elsewhere, text);
+            let (holds, which) = match names.home(&entry.spec) {
+                Home::Here => (true, "this disk"),
+                Home::DataDisk => (true, "a data disk"),
+                Home::Elsewhere => (false, "this disk"),
+                // Then it cannot be proven, either way.
+                Home::Unknown => continue,
+            };
+            claim(proofs, holds, format!("{}, mounted at {}, is on {which}", entry.spec, entry.point));
         }
     }
     Ok(())
