@@ -84,13 +84,16 @@ impl Server {
 
         let lock = fs::File::create(std::env::temp_dir().join("haul-test-boot.lock")).unwrap();
         lock.lock().unwrap();
-        let command = "mkdir /job; mount LABEL=job /job; sh /job/run; umount /job; sync; echo o >/proc/sysrq-trigger; sleep 60";
+        let command = "mkdir /job; udevadm wait -t 300 /dev/disk/by-label/job; mount LABEL=job /job; sh /job/run; umount /job; sync; echo o >/proc/sysrq-trigger; sleep 60";
         let arm = self.guest.arch == "aarch64";
         let (console, qemu, machine) = match arm {
             true => ("ttyAMA0", "qemu-system-aarch64", ["-machine", "virt", "-cpu", "max,pauth-impdef=on"]),
             false => ("ttyS0", "qemu-system-x86_64", ["-machine", "q35", "-cpu", "max"]),
         };
-        let line = format!("console={console} root={} rw systemd.run=\"/bin/sh -c '{command}'\"", self.root);
+        let line = format!(
+            "console={console} panic=10 root={} rw systemd.run=\"/bin/sh -c '{command}'\"",
+            self.root
+        );
         let drive = |path: &Path, name: &str, more: &str| {
             format!("file={},format=raw,if=none,id={name}{more}", text(path))
         };
@@ -107,7 +110,8 @@ impl Server {
                 "-device",
                 "ide-hd,drive=disk,bus=ide.0",
             ])
-            .args(["-drive", &drive(&job, "job", ""), "-device", "ide-hd,drive=job,bus=ide.1"])
+            // No second SATA disk: which of two becomes sda is a matter of chance.
+            .args(["-drive", &drive(&job, "job", ""), "-device", "nvme,drive=job,serial=job"])
             .args(["-netdev", "user,id=net", "-device", "e1000,netdev=net,mac=52:54:00:aa:bb:01"])
             .stdin(Stdio::null())
             .output()
@@ -226,7 +230,7 @@ through() { echo "$1" >>/etc/evil; }
 for at in /dev /run /tmp /var/tmp /; do
   tried mknod; mknod "$at/evil-disk" b 8 0 && { dd if="$at/evil-disk" of=/dev/null bs=512 count=1 && through "read $at/evil-disk"; }
 done
-tried devices; for of in /dev/sd* /dev/loop* /dev/dm-* /dev/mapper/* /dev/fuse /dev/mem /dev/kmsg /dev/ttyS0; do [ -e "$of" ] && through "saw $of"; done
+tried devices; for of in /dev/sd* /dev/nvme* /dev/loop* /dev/dm-* /dev/mapper/* /dev/fuse /dev/mem /dev/kmsg /dev/ttyS0; do [ -e "$of" ] && through "saw $of"; done
 tried modules; modprobe dummy && through modprobe
 for of in $(find /lib/modules -name dummy.ko* | head -n 1); do insmod "$of" && through insmod; done
 tried reboot; reboot -f && through reboot
