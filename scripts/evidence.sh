@@ -1,14 +1,11 @@
 #!/usr/bin/env bash
-# Runs the long tests and the benchmark, and records figure, command and commit in docs/evidence.md, section by section: one
-# for each file of tests. A section that has passed is not run again while nothing but documents has changed since its commit,
-# so a run that was cut short goes on where it stood, on another machine too.
+# Runs the long tests and the benchmark, and records figure, command and commit in docs/evidence.md: a section for each file
+# of tests. Each test is recorded as it ends, and one that has passed is not run again while nothing has changed but documents
+# and other files of tests: a run that was cut short goes on where it stood, on another machine too.
 #   scripts/evidence.sh [SECTION…]      those only: the name of a file of tests, bench, bench-fix
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=docs/evidence.md
-code=(. ':!docs' ':!*.md')
-commit=$(git log -1 --format=%h -- "${code[@]}")
-git diff --quiet HEAD -- "${code[@]}" || commit+=-dirty
 # A test may lie in a module of a file of tests, tests/NAME/….rs.
 long=$(grep -rl '#\[ignore' src tests | sed -E 's#^src/.*#lib#; s#^tests/([^/.]+).*#\1#' | sort -u)
 mapfile -t sections < <(printf '%s\n' "$long" bench bench-fix)
@@ -16,6 +13,18 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 section() { awk -v heading="## $1" '/^## / { on = $0 == heading } on' "$out"; }
+
+# The commit of what a section depends on.
+commit_of() {
+  local files commit
+  mapfile -t files < <(
+    git ls-files | grep -vE '^docs/|\.md$|^scripts/evidence\.sh$|^tests/[a-z_0-9]+\.rs$'
+    git ls-files "tests/$1.rs"
+  )
+  commit=$(git log -1 --format=%h -- "${files[@]}")
+  git diff --quiet HEAD -- "${files[@]}" || commit+=-dirty
+  echo "$commit"
+}
 
 command_of() {
   case $1 in
@@ -26,19 +35,9 @@ command_of() {
   esac
 }
 
-# What a run printed, as a table of its tests and their figures.
-tests_of() {
-  printf '| what | result |\n| --- | --- |\n'
-  # With --nocapture a result may follow on a later line than its name.
-  awk '/^test [a-z_0-9:]+ \.\.\. / { name = $2 }
-    /(^| )(ok|FAILED)$/ && name != "" { result = $NF; gsub("_", " ", name); print "| " name " | " result " |"; name = "" }' "$1"
-  printf '\n```\n'
-  grep -oE '(HAUL_SEED=|figure: ).*' "$1" | sed 's/^figure: //' || true
-  printf '```\n'
-}
-
 record() { # SECTION RESULT
   {
+    # shellcheck disable=SC2016
     printf '# Evidence\n\nWritten by `scripts/test.sh --long`: the long tests with the figures they print, and the benchmark. '
     printf 'Fuzzing has [its own page](fuzzing.md).\n'
     for name in "${sections[@]}"; do
@@ -50,21 +49,54 @@ record() { # SECTION RESULT
       # shellcheck disable=SC2016
       printf '\n## %s\n\n`%s` at commit %s on %s (%s cpus, Linux %s): %s\n\n' \
         "$name" "$(command_of "$name")" "$commit" "$(date -u +%F)" "$(nproc)" "$(uname -r)" "$2"
-      if [[ $name = bench* ]]; then printf '```\n'; cat "$work/log"; printf '```\n'; else tests_of "$work/log"; fi
+      [[ $name = bench* ]] || { printf '| what | result |\n| --- | --- |\n'; cat "$work/rows"; echo; }
+      printf '```\n'; cat "$work/figures"; printf '```\n'
     done
   } > "$work/evidence"
   cp "$work/evidence" "$out"
 }
 
+benchmark() { # SECTION
+  ! grep -q ': passed$' "$work/known" || return 0
+  local run result=passed
+  read -ra run < <(command_of "$1")
+  # What it says besides its table is for the terminal only.
+  "${run[@]}" | tee "$work/figures" || { result=FAILED failed=1; }
+  record "$1" "$result"
+}
+
+tests() { # SECTION
+  local run names test row passed
+  read -ra run < <(command_of "$1")
+  # shellcheck disable=SC2016
+  sed -n '/^```$/,/^```$/ { /^```$/!p }' "$work/known" > "$work/figures"
+  grep -xE '\| .* \| ok \|' "$work/known" > "$work/rows" || true
+  "${run[@]}" --list > "$work/list"
+  mapfile -t names < <(sed -n 's/: test$//p' "$work/list")
+  for test in "${names[@]}"; do
+    row="| ${test//_/ } |"
+    ! grep -qxF "$row ok |" "$work/rows" || continue
+    if "${run[@]}" --exact "$test" 2>&1 | tee "$work/log"; then row+=' ok |'; else row+=' FAILED |' failed=1; fi
+    echo "$row" >> "$work/rows"
+    grep -oE '(HAUL_SEED=|figure: ).*' "$work/log" | sed 's/^figure: //' >> "$work/figures" || true
+    passed=$(grep -c 'ok |$' "$work/rows" || true)
+    case $passed in
+      "${#names[@]}") record "$1" passed ;;
+      *) record "$1" "$passed of ${#names[@]} passed" ;;
+    esac
+  done
+}
+
 failed=0
 for name in "${@:-"${sections[@]}"}"; do
-  [[ $commit = *-dirty ]] || ! section "$name" | grep "at commit $commit .*: passed$" > "$work/passed" || continue
-  result=passed
-  # shellcheck disable=SC2046
+  commit=$(commit_of "$name")
+  : > "$work/known"
+  if [[ $commit != *-dirty ]] && section "$name" | grep -q " at commit $commit on "; then
+    section "$name" > "$work/known"
+  fi
   case $name in
-    bench*) $(command_of "$name") ;; # what it says besides its table is for the terminal only
-    *) $(command_of "$name") 2>&1 ;;
-  esac | tee "$work/log" || { result=FAILED failed=1; }
-  record "$name" "$result"
+    bench*) benchmark "$name" ;;
+    *) tests "$name" ;;
+  esac
 done
 exit "$failed"
